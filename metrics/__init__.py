@@ -1,0 +1,1 @@
+"""Everything Prometheus: names, instruments, queries, service levels, rules, dashboards."""

@@ -1,0 +1,203 @@
+"""Reads the text that a replica exposes, which nobody has reason to trust.
+
+A text is taken whole or not at all: each series of the fixed layout once, each value a finite
+count. What is left over is dropped, so that a replica cannot add series to any monitor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from typing import TYPE_CHECKING
+
+from metrics import names
+from metrics.instruments import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MAX_BYTES = 256 * 1024
+"""Largest text that is read; a replica's own is some 14 KiB."""
+
+MAX_LINES = 2048
+
+COUNTER_SERIES = tuple(f'{names.REQUESTS}{{code="{code}"}}' for code in names.CODE_CLASSES)
+BUCKET_SERIES = tuple(
+    f'{names.DURATION}_bucket{{le="{names.bound_text(bound)}"}}'
+    for bound in (*names.LATENCY_BOUNDS, math.inf)
+)
+LAYOUT = (*COUNTER_SERIES, *BUCKET_SERIES)
+"""Series of a vector of samples, in order: requests by class, then cumulated buckets."""
+
+BUCKETS_FROM = len(COUNTER_SERIES)
+"""Place of the first bucket in a vector of samples."""
+
+GAUGES = (f"{names.DURATION}_sum", names.IN_PROGRESS, names.START_TIME)
+
+_SLOTS = {series: slot for slot, series in enumerate(LAYOUT)}
+# Slots of lines that hold no sample of ours, and of lines that hold none at all.
+_IGNORED, _COMMENT = -1, -2
+# Counts above this are no longer exact in a double; no replica counts that far.
+_MAX_COUNT = 2.0**53
+_LINE = re.compile(
+    r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{([^{}]{0,400})\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*"
+)
+_LABEL = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"(?:,|$)')
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+:-]")
+
+
+class ExpositionError(ValueError):
+    """A replica's text is too large, incomplete, or holds a value that is no count."""
+
+
+class ExpositionReader:
+    """Reads the same target's text again and again.
+
+    It remembers where each series stood: the next text usually has the same lines with other
+    values, and then only the values are read.
+    """
+
+    __slots__ = ("_heads", "_text", "_vector")
+
+    def __init__(self) -> None:
+        self._heads: list[tuple[str, int, int]] = []
+        self._text: str | None = None
+        self._vector: array[float] = array("d")
+
+    def read(self, text: str) -> array[float]:
+        """Read the samples in the order of ``LAYOUT``; the answer may be shared, so leave it alone.
+
+        Raises:
+            ExpositionError: the text cannot be taken as a whole.
+        """
+        if text == self._text:
+            return self._vector
+        _check_size(text)
+        vector = self._read_by_place(text)
+        if vector is None:
+            vector, self._heads = _read_fully(text)
+        self._text, self._vector = text, vector
+        return vector
+
+    def _read_by_place(self, text: str) -> array[float] | None:
+        lines = text.split("\n")
+        if len(lines) != len(self._heads):
+            return None
+        vector = array("d", bytes(8 * len(LAYOUT)))
+        try:
+            for line, (head, length, slot) in zip(lines, self._heads, strict=True):
+                if not line.startswith(head) or (slot == _COMMENT and line != head):
+                    return None
+                if slot >= 0:
+                    vector[slot] = float(line[length:])
+        except ValueError:
+            return None
+        # What is no count is named by the full reading; NaN shows in the sum only.
+        sound = min(vector) >= 0 and max(vector) <= _MAX_COUNT and not math.isnan(sum(vector))
+        return vector if sound else None
+
+
+def parse(text: str) -> tuple[array[float], dict[str, float], dict[str, str]]:
+    """Read the samples in the order of ``LAYOUT``, the gauges by name, the model's labels.
+
+    Raises:
+        ExpositionError: the text cannot be taken as a whole.
+    """
+    found: dict[str, float] = {}
+    info: dict[str, str] = {}
+    for name, labels, value in _samples(text):
+        if name == names.MODEL_INFO:
+            info = info or {key: plain(labels.get(key, "")) for key in names.INFO_LABELS}
+            continue
+        found.setdefault(_series(name, labels), value)
+    gauges = {name: found[name] for name in GAUGES if math.isfinite(found.get(name, math.nan))}
+    return _vector(found), gauges, info
+
+
+def render(vector: array[float], gauges: Mapping[str, float], info: Mapping[str, str]) -> str:
+    """Write the text format 0.0.4 of what ``parse`` found, in our own words."""
+    lines = [f"# TYPE {names.REQUESTS} counter"]
+    lines.extend(
+        f"{series} {value!r}"
+        for series, value in zip(COUNTER_SERIES, vector[:BUCKETS_FROM], strict=True)
+    )
+    lines.append(f"# TYPE {names.DURATION} histogram")
+    lines.extend(
+        f"{series} {value!r}"
+        for series, value in zip(BUCKET_SERIES, vector[BUCKETS_FROM:], strict=True)
+    )
+    lines.append(f"{names.DURATION}_count {vector[-1]!r}")
+    for name, value in gauges.items():
+        if name != f"{names.DURATION}_sum":
+            lines.append(f"# TYPE {name} gauge")
+        lines.append(f"{name} {value!r}")
+    if info:
+        labels = ",".join(f'{key}="{escape(value)}"' for key, value in info.items())
+        lines.extend((f"# TYPE {names.MODEL_INFO} gauge", f"{names.MODEL_INFO}{{{labels}}} 1.0"))
+    return "\n".join(lines) + "\n"
+
+
+def plain(value: str) -> str:
+    """Reduce a label's value to 80 letters, digits and ``._+:-`` at most."""
+    return _NOT_PLAIN.sub("_", value[:80])
+
+
+def _read_fully(text: str) -> tuple[array[float], list[tuple[str, int, int]]]:
+    vector, _, _ = parse(text)
+    heads: list[tuple[str, int, int]] = []
+    taken: set[int] = set()
+    for line in text.split("\n"):
+        if not line or line.startswith("#"):
+            heads.append((line, len(line), _COMMENT))
+            continue
+        series = line.rsplit(" ", 1)[0]
+        slot = _SLOTS.get(series, _IGNORED)
+        if slot in taken:
+            return vector, []
+        if slot >= 0:
+            taken.add(slot)
+        heads.append((f"{series} ", len(series) + 1, slot))
+    # Only a text that spells every series as we do can be read by place.
+    return vector, heads if len(taken) == len(LAYOUT) else []
+
+
+def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    _check_size(text)
+    for line in text.split("\n"):
+        if not line.startswith("inference_") and not line.startswith(names.START_TIME):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        yield match[1], dict(_LABEL.findall(match[2] or "")), value
+
+
+def _check_size(text: str) -> None:
+    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
+        raise ExpositionError(f"the text is larger than {MAX_BYTES} bytes")
+    if text.count("\n") > MAX_LINES:
+        raise ExpositionError(f"the text has more than {MAX_LINES} lines")
+
+
+def _series(name: str, labels: Mapping[str, str]) -> str:
+    if not labels:
+        return name
+    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{name}{{{inside}}}"
+
+
+def _vector(found: Mapping[str, float]) -> array[float]:
+    vector = array("d", bytes(8 * len(LAYOUT)))
+    for slot, series in enumerate(LAYOUT):
+        value = found.get(series)
+        if value is None:
+            raise ExpositionError(f"{series} is missing")
+        if not 0 <= value <= _MAX_COUNT:
+            raise ExpositionError(f"{series} has a value that is no count")
+        vector[slot] = value
+    return vector

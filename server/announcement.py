@@ -1,0 +1,47 @@
+"""What the operator reads first: where the service is and what it works with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server import __version__, keys
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gpu.devices import Snapshot
+
+
+async def announcement(app: web.Application, host: str, port: int) -> str:
+    """Return the lines that are printed once the service listens."""
+    settings = app[keys.SETTINGS]
+    name = f"[{host}]" if ":" in host else host
+    url = settings.public_url or f"http://{name}:{port}"
+    snapshot = await app[keys.DEVICES].snapshot()
+    lines = [
+        f"Persephone {__version__} is ready on {url}",
+        f"  API reference  {url}/docs",
+        f"  GPUs           {_gpus(snapshot)}",
+        *_laptop_hint(snapshot, offered=settings.offer_cpu),
+        f"  sandbox        {app[keys.SANDBOX].name}",
+        f"  monitoring     {settings.prometheus_url or 'embedded'}",
+        f"  data           {settings.data_dir}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gpus(snapshot: Snapshot) -> str:
+    if not snapshot.devices:
+        return f"none ({snapshot.problem})" if snapshot.problem else "none"
+    return ", ".join(
+        f"{device.name} ({device.memory_total_bytes / 1024**3:.0f} GiB)"
+        for device in snapshot.devices
+    )
+
+
+def _laptop_hint(snapshot: Snapshot, *, offered: bool) -> list[str]:
+    if snapshot.devices or offered:
+        return []
+    return [
+        "                 the page needs a device to choose: PERSEPHONE_OFFER_CPU=true make run"
+    ]

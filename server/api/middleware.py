@@ -1,0 +1,201 @@
+"""The one middleware: request id, checks, errors as JSON, access log and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+from server.api.cors import preflight_of_nothing
+from server.api.errors import NoRouteError, error_body, error_reply
+from server.api.replies import reply
+from server.errors import (
+    DeadlineError,
+    ForbiddenError,
+    InvalidRequestError,
+    PersephoneError,
+    TooLargeError,
+)
+from server.logs import one_line, request_id_var
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp.typedefs import Handler, Middleware
+
+    from server.api.security import Guard
+    from server.messages import Messages
+
+    Observe = Callable[[str, str, int, float], None]
+
+logger = logging.getLogger(__name__)
+
+UNMATCHED = "unmatched"
+OTHER_METHOD = "OTHER"
+CLIENT_GONE = 499
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+def request_ids() -> Callable[[], str]:
+    """Return a source of ids that are unique among all processes; cheap, since they are no secret."""
+    prefix = secrets.token_hex(6)
+    counter = itertools.count(1)
+    return lambda: f"{prefix}-{next(counter):x}"
+
+
+class Edge:
+    """What every request goes through, before and after its handler.
+
+    ``observe(route, method, status, seconds)`` is told of every answer; ``route`` is the path
+    template of the route, or ``unmatched``.
+    """
+
+    def __init__(self, guard: Guard, messages: Messages, observe: Observe) -> None:
+        self.messages = messages
+        self.next_id = request_ids()
+        self._guard = guard
+        self._observe = observe
+
+    def middleware(self) -> Middleware:
+        """Return the middleware; it has to be the outermost one."""
+
+        @web.middleware
+        async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            given = request.headers.get("X-Request-Id")
+            request_id = (
+                given if given is not None and _REQUEST_ID.fullmatch(given) else self.next_id()
+            )
+            request[REQUEST_ID] = request_id
+            request_id_var.set(request_id)
+            status = CLIENT_GONE
+            try:
+                try:
+                    self._guard.check(request)
+                    response = await handler(request)
+                except Exception as error:  # noqa: BLE001 - the one place where all errors end
+                    response = self.answer(request, error)
+                status = response.status
+            finally:
+                self._record(request, status, loop.time() - started)
+            return response
+
+        return edge
+
+    async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Name the request in the headers of its answer, streamed ones included."""
+        response.headers["X-Request-Id"] = self._id(request)
+
+    def answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
+        """Return the JSON answer for an error.
+
+        Re-raises where there is nobody left to answer, or half an answer is out already.
+        """
+        if _is_disconnected(request, error):
+            raise error
+        if request.writer.output_size > 0:
+            logger.error("failed in the middle of its answer", exc_info=error)
+            raise ConnectionError("the answer broke off") from error
+        if isinstance(error, web.HTTPException):
+            if error.status < 400:
+                raise error
+            return self._explain(request, error)
+        if isinstance(error, PersephoneError):
+            known = error
+        elif isinstance(error, RequestPayloadError | HttpProcessingError):
+            known = InvalidRequestError("body_malformed")
+        elif isinstance(error, TimeoutError):
+            logger.warning("%s: no answer in time", request.path, exc_info=error)
+            known = DeadlineError("operation_timed_out")
+        else:
+            logger.error("unexpected error", exc_info=error)
+            known = PersephoneError("internal_error")
+        return self._reply(request, known)
+
+    def language(self, request: web.BaseRequest) -> str:
+        """Return the language of the request's answers."""
+        return self.messages.language(request.headers.get("Accept-Language"))
+
+    def _explain(self, request: web.Request, error: web.HTTPException) -> web.StreamResponse:
+        """Say in our words what aiohttp refuses."""
+        status = error.status
+        if status == 404:
+            if self._guard.is_preflight_of_ours(request):
+                return preflight_of_nothing(request)
+            return self._reply(
+                request, NoRouteError("path_unknown", method=request.method, path=request.path)
+            )
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            return self._reply(
+                request, TooLargeError("body_too_large", limit=request.client_max_size)
+            )
+        if status == 403 and request.method == "OPTIONS":
+            return self._reply(request, ForbiddenError("cors_preflight_refused"))
+        headers = {}
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            code = "method_not_allowed"
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            params = {"method": request.method, "allowed": allowed}
+        elif status == 417:
+            code, params = "expectation_unsupported", {"found": request.headers.get("Expect", "")}
+        else:
+            code, params = "request_refused", {"status": str(status)}
+        message = self.messages.render(code, params, self.language(request))
+        body = error_body(code, message, self._id(request), is_inference=_is_inference(request))
+        return reply(body, status, headers)
+
+    def _reply(self, request: web.Request, error: PersephoneError) -> web.StreamResponse:
+        return error_reply(
+            error,
+            self.messages,
+            self.language(request),
+            self._id(request),
+            is_inference=_is_inference(request),
+        )
+
+    def _id(self, request: web.Request) -> str:
+        request_id: str | None = request.get(REQUEST_ID)
+        if request_id is None:
+            # Refused before the middleware ran.
+            request_id = request[REQUEST_ID] = self.next_id()
+        return request_id
+
+    def _record(self, request: web.Request, status: int, seconds: float) -> None:
+        method = request.method if request.method in _METHODS else OTHER_METHOD
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else UNMATCHED
+        self._observe(route, method, status, seconds)
+        # Polls that went well would drown everything else.
+        level = logging.DEBUG
+        if status >= 500:
+            level = logging.WARNING
+        elif status >= 400 or method not in {"GET", "HEAD", "OPTIONS"}:
+            level = logging.INFO
+        if logger.isEnabledFor(level):
+            path = one_line(request.path_qs, 300)
+            logger.log(
+                level, "%s %s %d %.1fms %s", method, path, status, seconds * 1e3, request.remote
+            )
+
+
+def _is_inference(request: web.Request) -> bool:
+    """Whether the path belongs to the Open Inference Protocol: ``/v2/...`` or ``/{env}/v2/...``."""
+    return "v2" in request.path.split("/", 3)[1:3]
+
+
+def _is_disconnected(request: web.Request, error: Exception) -> bool:
+    transport = request.transport
+    return isinstance(error, ConnectionError) and (transport is None or transport.is_closing())

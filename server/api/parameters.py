@@ -1,0 +1,93 @@
+"""The parameters of the query string: each read once, strictly, with an error that explains itself."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from server.errors import InvalidRequestError
+from server.logs import run_id_var
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from server.settings import Settings
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+GPU_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+def run_id(request: web.Request) -> str:
+    """Return the runId of the query: 32 lowercase hex characters.
+
+    Raises ``InvalidRequestError``: ``run_id_missing``, ``run_id_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, "runId")
+    if not value:
+        raise InvalidRequestError("run_id_missing")
+    return checked_run_id(value)
+
+
+def checked_run_id(value: str) -> str:
+    """Return ``value`` if it looks like a runId, for ids that come in a path."""
+    if not RUN_ID.fullmatch(value):
+        raise InvalidRequestError("run_id_malformed", value=value)
+    run_id_var.set(value)
+    return value
+
+
+def environment(request: web.Request, settings: Settings) -> str:
+    """Return the ``env`` of the query: the name of an environment of this service.
+
+    Raises ``InvalidRequestError``: ``env_missing``, ``env_unknown``, ``parameter_repeated``.
+    """
+    value = optional(request, "env")
+    if not value:
+        raise InvalidRequestError("env_missing", known=settings.environments)
+    return checked_environment(value, settings)
+
+
+def optional_environment(request: web.Request, settings: Settings) -> str | None:
+    """Return the ``env`` of the query, or ``None`` where the parameter is left out."""
+    value = optional(request, "env")
+    if value is None:
+        return None
+    return environment(request, settings)
+
+
+def checked_environment(value: str, settings: Settings) -> str:
+    """Return ``value`` if it is an environment of this service."""
+    if value not in settings.environments:
+        raise InvalidRequestError("env_unknown", value=value, known=settings.environments)
+    return value
+
+
+def gpu_id(request: web.Request) -> str | None:
+    """Return the gpuId of the query (a UUID or ``cpu``), or ``None`` where it is left out.
+
+    Raises ``InvalidRequestError``: ``gpu_id_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, "gpuId")
+    if value is not None and not GPU_ID.fullmatch(value):
+        raise InvalidRequestError("gpu_id_malformed", value=value)
+    return value
+
+
+def whole_number(
+    request: web.Request, name: str, default: int, *, low: int = 1, high: int = 1000
+) -> int:
+    """Return a whole number of the query between ``low`` and ``high``, or ``default``."""
+    value = optional(request, name)
+    if value is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
+        raise InvalidRequestError("parameter_malformed", name=name, expected=f"{low}..{high}")
+    return int(value)
+
+
+def optional(request: web.Request, name: str) -> str | None:
+    """Return the one value of a parameter; it may be empty, and ``None`` means left out."""
+    values = request.query.getall(name, ())
+    if len(values) > 1:
+        raise InvalidRequestError("parameter_repeated", name=name)
+    return values[0] if values else None

@@ -1,0 +1,75 @@
+"""Preparation over HTTP: start, status, the GPUs to choose from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from server import keys
+from server.api import parameters
+from server.api.edge import language_of
+from server.api.replies import present, reply
+from server.api.runs import run_of
+
+if TYPE_CHECKING:
+    from server.records import Preparation, StepState, Text
+
+
+async def start(request: web.Request) -> web.Response:
+    """``POST /prepare/start``: start the preparation, or show the one there is."""
+    run = await run_of(request)
+    made = await request.app[keys.PREPARE].start(run, parameters.gpu_id(request))
+    return reply(_shown(request, made))
+
+
+async def status(request: web.Request) -> web.Response:
+    """``GET /prepare/status``."""
+    run = await run_of(request)
+    return reply(_shown(request, request.app[keys.STORE].preparation(run.run_id)))
+
+
+async def gpus(request: web.Request) -> web.Response:
+    """``GET /prepare/gpus``: what the run may take now, best first."""
+    run = await run_of(request)
+    options = await request.app[keys.DEVICES].options(run.run_id)
+    return reply(
+        [
+            present(
+                id=option.id,
+                name=option.name,
+                memoryGb=option.memory_gb,
+                provider=option.provider,
+            )
+            for option in options
+        ]
+    )
+
+
+def rendered(request: web.Request, text: Text | None) -> str | None:
+    """Return a kept message in the reader's language."""
+    if text is None:
+        return None
+    messages = request.app[keys.MESSAGES]
+    return messages.render(text.code, text.params, language_of(request))
+
+
+def _shown(request: web.Request, made: Preparation) -> dict[str, Any]:
+    return present(
+        runId=made.run_id,
+        phase=made.phase,
+        steps=[_step(request, state) for state in made.steps],
+        attempt=made.attempt or None,
+        device=made.device or None,
+        updatedAt=made.updated_at,
+    )
+
+
+def _step(request: web.Request, state: StepState) -> dict[str, Any]:
+    return present(
+        name=state.step,
+        status=state.status,
+        message=rendered(request, state.message),
+        code=None if state.message is None else state.message.code,
+        completedAt=state.completed_at,
+    )

@@ -1,0 +1,224 @@
+"""Sessions: an opaque random id in the cookie, the session itself in the store, a cache before it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+from aiohttp import web
+from aiohttp_session import AbstractStorage, Session, SessionData, get_session
+
+from server.errors import ForbiddenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+COOKIE = "persephone_session"
+OWNER = "owner"
+
+IDLE_SECONDS = 7 * 24 * 3600
+ABSOLUTE_SECONDS = 30 * 24 * 3600
+TOUCH_SECONDS = 3600
+
+_CACHED = 10_000
+_ID_BYTES = 32
+_COOKIE = re.compile(rf'(?:^|;)[ \t]*{COOKIE}="?([A-Za-z0-9_-]{{43}})"?[ \t]*(?=;|$)')
+
+
+class SessionRow(Protocol):
+    """What the store gives back of a session."""
+
+    @property
+    def data(self) -> str:
+        """The text that was saved."""
+
+    @property
+    def expires(self) -> float:
+        """Unix time in seconds after which the row counts as gone."""
+
+
+class SessionStore(Protocol):
+    """Where sessions survive a restart. ``key`` is the hex SHA-256 of the cookie's value."""
+
+    async def load(self, key: str) -> SessionRow | None:
+        """Return the row of ``key``, expired or not, or ``None``."""
+
+    async def save(self, key: str, data: str, expires: float) -> None:
+        """Insert or replace the row of ``key``; durable when this returns."""
+
+    async def delete(self, key: str) -> None:
+        """Forget ``key``; unknown is fine."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A session as the cache holds it; times are Unix seconds."""
+
+    content: dict[str, Any]
+    created: float
+    touched: float
+
+    @property
+    def expires(self) -> float:
+        return min(self.touched + IDLE_SECONDS, self.created + ABSOLUTE_SECONDS)
+
+    def dump(self) -> str:
+        return orjson.dumps(
+            {"created": self.created, "touched": self.touched, "session": self.content}
+        ).decode()
+
+
+class SessionStorage(AbstractStorage):
+    """aiohttp-session's storage over a :class:`SessionStore`.
+
+    A stranger's read makes neither a row nor a cookie; only putting something into a session does.
+    Cached sessions never touch the store, save for one write an hour that keeps them alive.
+    """
+
+    def __init__(
+        self, settings: Settings, store: SessionStore, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(
+            cookie_name=COOKIE,
+            max_age=None,
+            secure=settings.cookie_samesite == "none" or settings.public_url.startswith("https://"),
+            httponly=True,
+            samesite=settings.cookie_samesite.capitalize(),
+        )
+        self._store = store
+        self._clock = clock
+        self._cache: OrderedDict[str, _Known] = OrderedDict()
+        self._keeps_cross_site_cookies = settings.cookie_samesite == "none"
+
+    def load_cookie(self, request: web.Request) -> str | None:
+        """Return the session id that the request carries, if it has the form of one."""
+        header = request.headers.get("Cookie")
+        if header is None:
+            return None
+        match = _COOKIE.search(header)
+        return match[1] if match else None
+
+    def check_cookie_would_stay(self, request: web.Request) -> None:
+        """Raise ``ForbiddenError`` if the browser would not keep a cookie of this answer."""
+        if (
+            not self._keeps_cross_site_cookies
+            and request.headers.get("Sec-Fetch-Site") == "cross-site"
+        ):
+            raise ForbiddenError("cookie_samesite_blocks")
+
+    async def load_session(self, request: web.Request) -> Session:
+        """Return the session of the request's cookie, or a new empty one."""
+        identity = self.load_cookie(request)
+        if identity is None:
+            return Session(None, data=None, new=True)
+        known = await self._find(_key(identity))
+        if known is None:
+            # An id that we did not make, or that expired, is never taken up again.
+            return Session(None, data=None, new=True)
+        data = SessionData(created=int(known.created), session=known.content)
+        session = Session(identity, data=data, new=False)
+        if self._clock() - known.touched > TOUCH_SECONDS:
+            session.changed()
+        return session
+
+    async def save_session(
+        self, request: web.Request, response: web.StreamResponse, session: Session
+    ) -> None:
+        """Store what changed and give the browser its cookie; an emptied session is deleted."""
+        identity: str | None = session.identity
+        if session.empty:
+            if identity is not None:
+                self._cache.pop(_key(identity), None)
+                await self._store.delete(_key(identity))
+                self.save_cookie(response, "")
+            return
+        if identity is None:
+            identity = secrets.token_urlsafe(_ID_BYTES)
+        key = _key(identity)
+        now = self._clock()
+        before = self._cache.get(key)
+        known = _Known(dict(session), before.created if before else now, now)
+        if before is not None and before.content == known.content:
+            await self._touch(key, known)
+        else:
+            await self._store.save(key, known.dump(), known.expires)
+        self._remember(key, known)
+        self.save_cookie(response, identity, max_age=max(1, int(known.expires - now)))
+
+    async def _touch(self, key: str, known: _Known) -> None:
+        try:
+            await self._store.save(key, known.dump(), known.expires)
+        except Exception:
+            # The caller's answer does not depend on this write; the next one comes in an hour.
+            logger.exception("a session could not be kept alive in the store")
+
+    async def _find(self, key: str) -> _Known | None:
+        known = self._cache.get(key)
+        if known is None:
+            row = await self._store.load(key)
+            known = _parse(row) if row is not None else None
+            if known is None:
+                return None
+            self._remember(key, known)
+        if self._clock() >= known.expires:
+            self._cache.pop(key, None)
+            await self._store.delete(key)
+            return None
+        return known
+
+    def _remember(self, key: str, known: _Known) -> None:
+        self._cache[key] = known
+        self._cache.move_to_end(key)
+        while len(self._cache) > _CACHED:
+            self._cache.popitem(last=False)
+
+
+STORAGE = web.AppKey("session_storage", SessionStorage)
+
+
+async def owner_of(request: web.Request) -> str | None:
+    """Return the owner that the request's session stands for, or ``None`` for a stranger."""
+    session = await get_session(request)
+    owner = session.get(OWNER)
+    return owner if isinstance(owner, str) else None
+
+
+async def ensure_owner(request: web.Request) -> str:
+    """Return the session's owner; a stranger gets a new session, kept when the answer is sent.
+
+    Raises ``ForbiddenError`` (``cookie_samesite_blocks``) where the browser would drop the cookie,
+    so that the thing about to be made would be lost to its maker.
+    """
+    session = await get_session(request)
+    owner = session.get(OWNER)
+    if isinstance(owner, str):
+        return owner
+    storage = request.app[STORAGE]
+    storage.check_cookie_would_stay(request)
+    owner = secrets.token_hex(16)
+    session[OWNER] = owner
+    return owner
+
+
+def _key(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _parse(row: SessionRow) -> _Known | None:
+    try:
+        saved = orjson.loads(row.data)
+        return _Known(dict(saved["session"]), float(saved["created"]), float(saved["touched"]))
+    except (ValueError, TypeError, KeyError):
+        logger.warning("a stored session cannot be read and counts as unknown")
+        return None

@@ -1,0 +1,100 @@
+"""The deployments' own addresses: listening sockets that outlive every replica."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+from typing import TYPE_CHECKING
+
+from server.engines.base import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from aiohttp import web
+
+_BACKLOG = 1024
+_BIND_TRIES = 20
+_BIND_PAUSE_SECONDS = 0.1
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Connections of the time before a restart may still linger on the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def bind_again(host: str, port: int) -> socket.socket:
+    """Bind a port that was had before.
+
+    Raises:
+        EngineError: ``port_taken``, after some tries.
+    """
+    for attempt in range(_BIND_TRIES):
+        if attempt:
+            await asyncio.sleep(_BIND_PAUSE_SECONDS)
+        try:
+            return _bind(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise EngineError("port_unusable", port=port, evidence=str(error)) from error
+    raise EngineError("port_taken", port=port)
+
+
+def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socket.socket:
+    """Bind a port of the range that nobody has.
+
+    Raises:
+        EngineError: every port of the range is taken.
+    """
+    low, high = ports
+    span = high - low + 1
+    start = random.randrange(span)  # noqa: S311 - spreads, protects nothing
+    for offset in range(span):
+        port = low + (start + offset) % span
+        if port in used:
+            continue
+        try:
+            return _bind(host, port)
+        except OSError:
+            continue
+    raise EngineError("no_port_left", low=low, high=high)
+
+
+class Address:
+    """One deployment's listening socket, and whoever answers on it while nobody is home."""
+
+    def __init__(self, listener: socket.socket, doorman: web.Server) -> None:
+        self.listener = listener
+        self.port: int = listener.getsockname()[1]
+        self._doorman = doorman
+        self._attending: asyncio.Server | None = None
+
+    async def attend(self, *, nobody_home: bool) -> None:
+        """Accept here, or leave the connections to the replicas."""
+        if nobody_home and self._attending is None:
+            loop = asyncio.get_running_loop()
+            self._attending = await loop.create_server(
+                self._doorman, sock=self.listener.dup(), backlog=_BACKLOG
+            )
+        elif not nobody_home and self._attending is not None:
+            attending, self._attending = self._attending, None
+            attending.close()
+            self._doorman.pre_shutdown()
+            await self._doorman.shutdown(1)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self.attend(nobody_home=False)
+        self.listener.close()

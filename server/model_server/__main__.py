@@ -1,0 +1,100 @@
+"""Entry of a model process: ``serve`` answers predictions, ``prove`` shows that they work."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any, Dict, NoReturn, Optional, Sequence
+
+_PR_SET_PDEATHSIG = 1
+_EXIT_ORPHANED = 1
+
+
+def main(argv: Optional[Sequence[str]] = None) -> NoReturn:
+    """Run one model process to its end; never returns."""
+    _die_with_parent()
+    private = _private_stdout()
+    code = 1
+    try:
+        code = _run(_arguments(argv), private)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        logging.getLogger(__name__).exception("the model process failed")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Frameworks leave threads and destructors that can hold or crash a normal exit.
+        os._exit(code)
+
+
+def _run(arguments: argparse.Namespace, private: int) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+    def emit(event: Dict[str, Any]) -> None:
+        line = json.dumps(event, ensure_ascii=False, default=str) + "\n"
+        data = line.encode("utf-8", "replace")
+        while data:
+            data = data[os.write(private, data) :]
+
+    from server.model_server.spec import ModelSpec
+
+    spec = ModelSpec.read(arguments.spec)
+    if arguments.command == "prove":
+        from server.model_server import prove
+
+        return prove.run(spec, emit)
+    from server.model_server import serve
+
+    return serve.run(
+        spec,
+        shared=_inherited(arguments.listen_fd),
+        control=_inherited(arguments.control_fd),
+        emit=emit,
+    )
+
+
+def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="server.model_server", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    prove = commands.add_parser("prove", help="load the model, try it, print its passport")
+    serve = commands.add_parser("serve", help="answer predictions on inherited sockets")
+    for command in (prove, serve):
+        command.add_argument("--spec", required=True, help="JSON file that says what to run")
+    serve.add_argument("--control-fd", type=int, required=True, help="private unix socket")
+    serve.add_argument("--listen-fd", type=int, required=True, help="shared listening socket")
+    prove.add_argument("--control-fd", type=int, help="not used")
+    return parser.parse_args(argv)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process with its parent; already an orphan: end now."""
+    parent = os.getppid()
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(_EXIT_ORPHANED)
+
+
+def _private_stdout() -> int:
+    """Keep the events' channel apart from what the model prints, which goes to stderr."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return private
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    return sock
+
+
+if __name__ == "__main__":
+    main()

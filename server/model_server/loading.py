@@ -1,0 +1,61 @@
+"""Loads the model of a specification onto its device."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Tuple
+
+from server.model_server.evidence import one_line
+from server.model_server.failures import ModelFailure
+from server.model_server.protocol import signature_of
+from server.model_server.runtimes.base import Loaded, Runtime
+from server.model_server.runtimes.registry import create
+from server.model_server.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def load_model(spec: ModelSpec) -> Tuple[Runtime, Loaded]:
+    """Load the model that a specification names.
+
+    The signature is the one that the passport holds, if there is one: a preparation may have
+    learned it from a sample.
+
+    Raises:
+        ModelFailure: with a code that names the cause; ``silent_cpu_fallback`` if a GPU was
+            given and the model runs beside it.
+    """
+    for name in _THREAD_SETTINGS:
+        os.environ.setdefault(name, str(spec.threads))
+    runtime = create(spec.kind)
+    try:
+        loaded = runtime.load(spec.path, device=spec.device, threads=spec.threads)
+    except ModelFailure:
+        raise
+    except MemoryError as error:
+        raise ModelFailure("model_memory_exceeded", evidence=one_line(error)) from error
+    except ImportError as error:
+        raise ModelFailure("framework_missing", kind=spec.kind, evidence=one_line(error)) from error
+    except Exception as error:
+        logger.exception("the model could not be loaded")
+        raise ModelFailure("model_load_failed", evidence=one_line(error)) from error
+    loaded = _checked_device(spec, loaded)
+    proven = signature_of(spec.passport)
+    if proven is not None:
+        runtime.adopt(proven)
+        loaded = dataclasses.replace(loaded, signature=proven)
+    return runtime, loaded
+
+
+def _checked_device(spec: ModelSpec, loaded: Loaded) -> Loaded:
+    if spec.device != "cuda" or loaded.device == "cuda":
+        return loaded
+    params = {"framework": loaded.framework}
+    if not spec.allow_cpu_fallback:
+        raise ModelFailure("silent_cpu_fallback", **params)
+    warning = {"code": "cpu_fallback", "params": params}
+    return dataclasses.replace(loaded, warnings=(*loaded.warnings, warning))

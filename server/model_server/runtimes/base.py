@@ -1,0 +1,82 @@
+"""What every runtime promises: load one model file, say its signature, answer arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    ``datatype`` is an Open Inference Protocol name (FP32, INT64, BYTES, ...); ``shape`` has -1
+    for every dimension that a request may choose, and is None where even the rank is unknown.
+    """
+
+    name: str
+    datatype: str
+    shape: Optional[Tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names, types and shapes of what goes in and comes out, in the model's order."""
+
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is known once a model is in memory."""
+
+    signature: Signature
+    framework: str
+    framework_version: str
+    device: str
+    """Device that is really used: ``cpu`` or ``cuda``."""
+    packages: Dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries that take part, by distribution name."""
+    warnings: Tuple[Dict[str, Any], ...] = ()
+    """Each ``{"code": ..., "params": {...}}``."""
+
+
+class Runtime(ABC):
+    """Runs one model. Blocking on purpose; called from one thread at a time.
+
+    A tensor is a numpy array; text (BYTES) is an object array of ``bytes``.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def load(self, path: str, *, device: str, threads: int) -> Loaded:
+        """Load the model's file.
+
+        Raises:
+            ModelFailure: with a code that names the cause.
+        """
+
+    @abstractmethod
+    def predict(
+        self, inputs: Mapping[str, Any], outputs: Optional[Sequence[str]] = None
+    ) -> Dict[str, Any]:
+        """Answer one request: arrays by input name in, arrays by output name out.
+
+        ``outputs`` narrows the answer; None means all. Names, types and ranks were checked
+        against the signature by the protocol; whatever the model raises is its own failure.
+        """
+
+    def candidates(self) -> List[Dict[str, Any]]:
+        """Smoke-test inputs of the runtime's own, tried before the generated ones."""
+        return []
+
+    def describe(self, outputs: Mapping[str, Any]) -> Optional[Signature]:
+        """A sharper signature, once a first answer showed what was unknown before it."""
+        return None
+
+    def adopt(self, signature: Signature) -> None:
+        """Take over the signature that an earlier process proved for this very file."""
+        del signature

@@ -1,0 +1,231 @@
+"""Runs TorchScript modules with torch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from server.model_server.failures import ModelFailure
+from server.model_server.runtimes import torch_files, torch_shapes
+from server.model_server.runtimes.arrays import NUMPY_NAMES, datatype_of, package_versions, plain
+from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+_NUMBERS = {"int": "INT64", "float": "FP64", "bool": "BOOL"}
+
+
+class TorchScriptRuntime(Runtime):
+    """One scripted or traced module."""
+
+    kind: ClassVar[str] = "torchscript"
+
+    def __init__(self) -> None:
+        self._module: Any = None
+        self._torch: Any = None
+        self._device = "cpu"
+        self._arguments: List[Tuple[str, str]] = []
+        self._guesses: Dict[str, Optional[torch_shapes.Guess]] = {}
+        self._inputs: Tuple[TensorSpec, ...] = ()
+        self._casts: Dict[str, Any] = {}
+        self._last: Dict[str, Any] = {}
+        self._proven = False
+
+    def load(self, path: str, *, device: str, threads: int) -> Loaded:
+        """Load the module onto its device and read its inputs off ``forward``."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._device = "cuda" if device == "cuda" and torch.cuda.is_available() else "cpu"
+        self._module = torch_files.load(torch, path, self._device)
+        self._arguments = list(_arguments(self._module))
+        tensors = [name for name, kind in self._arguments if kind == "Tensor"]
+        self._guesses = torch_shapes.guess_inputs(self._module, tensors)
+        self._inputs = tuple(self._input(name, kind) for name, kind in self._arguments)
+        self._casts = self._find_casts()
+        return Loaded(
+            signature=Signature(self._inputs, ()),
+            framework="torch",
+            framework_version=str(torch.__version__),
+            device=self._device,
+            packages=package_versions(("torch", "numpy")),
+        )
+
+    def _input(self, name: str, kind: str) -> TensorSpec:
+        if kind != "Tensor":
+            return TensorSpec(name, _NUMBERS[kind], ())
+        guess = self._guesses[name]
+        if guess is None:
+            return TensorSpec(name, self._default_datatype(), None)
+        return TensorSpec(name, guess.datatype, guess.declared)
+
+    def _default_datatype(self) -> str:
+        for weight in self._module.parameters():
+            return torch_shapes.datatype(weight)
+        return "FP32"
+
+    def _find_casts(self) -> Dict[str, Any]:
+        """Take FP32 for a bfloat16 model: neither numpy nor the protocol's JSON has that type."""
+        first = next(iter(self._module.parameters()), None)
+        if first is None or first.dtype != self._torch.bfloat16:
+            return {}
+        return {spec.name: first.dtype for spec in self._inputs if spec.datatype == "FP32"}
+
+    def adopt(self, signature: Signature) -> None:
+        """Keep the types that a sample had shown."""
+        self._inputs = signature.inputs
+        self._proven = True
+
+    def predict(
+        self, inputs: Mapping[str, Any], outputs: Optional[Sequence[str]] = None
+    ) -> Dict[str, Any]:
+        """Run ``forward`` once, without gradients."""
+        arguments = [self._argument(name, kind, inputs[name]) for name, kind in self._arguments]
+        with self._torch.no_grad():
+            answer = self._module(*arguments)
+            answers = dict(_flat(answer, ""))
+        if not self._proven:
+            self._last = dict(inputs)
+        if outputs is None:
+            return answers
+        return {name: answers[name] for name in outputs if name in answers}
+
+    def _argument(self, name: str, kind: str, array: Any) -> Any:
+        if kind != "Tensor":
+            return {"int": int, "float": float, "bool": bool}[kind](array)
+        array = np.ascontiguousarray(array) if array.ndim else array
+        if not array.flags.writeable:
+            array = array.copy()
+        tensor = self._torch.from_numpy(array)
+        wanted = self._casts.get(name)
+        if self._device == "cpu" and wanted is None:
+            return tensor
+        return tensor.to(self._device, wanted)
+
+    def candidates(self) -> List[Dict[str, Any]]:
+        """Zeros, then small values, in the sizes that an image or a signal may need."""
+        guesses = {name: guess for name, guess in self._guesses.items() if guess is not None}
+        if len(guesses) < len(self._guesses) or not guesses:
+            return []
+        plans = [(guesses, size) for size in torch_shapes.sizes_for(list(guesses.values()))]
+        longer = {n: torch_shapes.with_one_more_dimension(g) for n, g in guesses.items()}
+        if longer != guesses:
+            plans.append((longer, 1))
+        return [
+            self._filled(plan, size, batch, value)
+            for value in (0.0, 0.1)
+            for plan, size in plans
+            for batch in (1, 2)
+        ]
+
+    def _filled(
+        self, plan: Mapping[str, torch_shapes.Guess], size: int, batch: int, value: float
+    ) -> Dict[str, Any]:
+        made: Dict[str, Any] = {}
+        for spec in self._inputs:
+            guess = plan.get(spec.name)
+            shape = () if guess is None else guess.concrete(batch, size)
+            made[spec.name] = np.full(shape, value, dtype=NUMPY_NAMES[spec.datatype])
+        return made
+
+    def describe(self, outputs: Mapping[str, Any]) -> Optional[Signature]:
+        """Find out which dimensions are free by asking for more along each of them."""
+        if not self._last or self._proven:
+            return None
+        known, first = dict(self._last), dict(outputs)
+        free_in: Dict[str, List[int]] = {name: list(array.shape) for name, array in known.items()}
+        free_out: Dict[str, List[int]] = {name: list(array.shape) for name, array in first.items()}
+        for axis in range(max((array.ndim for array in known.values()), default=0)):
+            self._try_axis(axis, known, first, free_in, free_out)
+        inputs = tuple(
+            TensorSpec(spec.name, _datatype(known[spec.name]), tuple(free_in[spec.name]))
+            for spec in self._inputs
+        )
+        answers = tuple(
+            TensorSpec(name, _datatype(array), tuple(free_out[name]))
+            for name, array in first.items()
+        )
+        self._inputs = inputs
+        return Signature(inputs, answers)
+
+    def _try_axis(
+        self,
+        axis: int,
+        known: Mapping[str, Any],
+        first: Mapping[str, Any],
+        free_in: Dict[str, List[int]],
+        free_out: Dict[str, List[int]],
+    ) -> None:
+        """Double one axis of all inputs; free if the model takes it, or else fixed."""
+        chosen = [name for name, array in known.items() if array.ndim > axis]
+        grown = {
+            name: np.concatenate([array, array], axis=axis) if name in chosen else array
+            for name, array in known.items()
+        }
+        try:
+            more = self.predict(grown)
+        except Exception:  # noqa: BLE001 - any refusal means that the size is fixed
+            return
+        if {n: a.ndim for n, a in more.items()} != {n: a.ndim for n, a in first.items()}:
+            return
+        for name in chosen:
+            free_in[name][axis] = -1
+        for name, array in more.items():
+            for at, (size, before) in enumerate(zip(array.shape, first[name].shape)):
+                if size != before:
+                    free_out[name][at] = -1
+
+
+def _datatype(array: Any) -> str:
+    return datatype_of(array) or "FP32"
+
+
+def _arguments(module: Any) -> Iterator[Tuple[str, str]]:
+    """Names and kinds of what ``forward`` has to be given, in its order."""
+    try:
+        schema = module.forward.schema
+    except (AttributeError, RuntimeError):
+        raise ModelFailure("torchscript_no_forward") from None
+    for argument in list(schema.arguments)[1:]:
+        kind = str(argument.type)
+        if kind == "Tensor" or (kind in _NUMBERS and not argument.has_default_value()):
+            yield str(argument.name), kind
+        elif argument.has_default_value():
+            # Later positional arguments would slip into this one's place.
+            return
+        else:
+            raise ModelFailure(
+                "torchscript_argument_unsupported", name=str(argument.name)[:100], type=kind[:100]
+            )
+
+
+def _flat(answer: Any, name: str) -> Iterator[Tuple[str, Any]]:
+    """Name every tensor of an answer: its place, or its key."""
+    if isinstance(answer, Mapping):
+        for key, item in answer.items():
+            yield from _flat(item, f"{name}_{key}" if name else str(key))
+    elif isinstance(answer, (tuple, list)) and not _all_text(answer):
+        for place, item in enumerate(answer):
+            yield from _flat(item, f"{name or 'output'}_{place}")
+    elif answer is not None:
+        yield name or "output_0", _array(answer)
+
+
+def _all_text(answer: Any) -> bool:
+    return bool(answer) and all(isinstance(item, str) for item in answer)
+
+
+def _array(item: Any) -> Any:
+    if not hasattr(item, "detach"):
+        return plain(np.asarray(item))
+    tensor = item.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if str(tensor.layout) != "torch.strided":
+        tensor = tensor.to_dense()
+    if str(tensor.dtype) == "torch.bfloat16":
+        tensor = tensor.float()
+    return plain(tensor.cpu().numpy())

@@ -1,0 +1,285 @@
+"""Tensors of the Open Inference Protocol: JSON values to numpy arrays and back."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from itertools import chain
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.runtimes.base import TensorSpec
+
+BASE64 = "base64"
+"""``content_type`` of a BYTES tensor whose elements are base64, since they are no UTF-8."""
+
+_INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+_FLOATS = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
+_NUMPY = {name: name.lower() for name in _INTEGERS}
+_NUMPY.update(_FLOATS)
+_NUMPY["BOOL"] = "bool"
+_DATATYPES = {dtype: name for name, dtype in _NUMPY.items()}
+_MAX_RANK = 32
+_MAX_DIMENSION = 2**31 - 1
+
+_JSON_NAMES = {
+    dict: "object",
+    list: "array",
+    str: "string",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    type(None): "null",
+}
+
+
+def json_name(value: Any) -> str:
+    """Name what JSON calls the type of a value."""
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def shape_text(shape: Optional[Sequence[int]]) -> str:
+    """Write a shape as the metadata does, ``[-1, 4]``; an unknown rank is ``[...]``."""
+    return "[...]" if shape is None else str(list(shape))
+
+
+def numpy_dtype(datatype: str) -> Any:
+    """Return the numpy type of a datatype; text and unknown types are objects."""
+    return np.dtype(_NUMPY.get(datatype, "object"))
+
+
+def is_numeric(datatype: str) -> bool:
+    """Whether the elements of a datatype are numbers."""
+    return datatype in _FLOATS or datatype in _INTEGERS
+
+
+def decode(
+    tensor: Dict[str, Any], spec: TensorSpec, *, also: Sequence[str] = (), content_type: str = ""
+) -> Any:
+    """Turn one input of a request into an array that fits what the model declares.
+
+    ``also`` names datatypes that are taken beside the declared one. ``content_type`` is
+    :data:`BASE64` if the elements of a BYTES tensor are base64.
+
+    Raises:
+        BadInputError: names the tensor, what was expected and what came.
+    """
+    datatype = _checked_datatype(tensor, spec, also)
+    shape = _checked_shape(tensor, spec)
+    flat = _flat(tensor, spec.name, shape)
+    if datatype == "BOOL":
+        _check_types(flat, {bool}, "true, false", spec.name, datatype)
+        array = np.array(flat, dtype=bool)
+    elif datatype in _FLOATS:
+        array = _floats(flat, spec.name, datatype)
+    elif datatype in _INTEGERS:
+        array = _integers(flat, spec.name, datatype)
+    elif datatype == "BYTES":
+        array = _bytes(flat, spec.name, content_type)
+    else:
+        raise BadInputError("tensor_datatype_not_json", tensor=spec.name, datatype=datatype)
+    try:
+        return array.reshape(shape)
+    except ValueError:
+        raise _shape_error(spec, shape) from None
+
+
+def _checked_datatype(tensor: Dict[str, Any], spec: TensorSpec, also: Sequence[str]) -> str:
+    datatype = tensor.get("datatype")
+    if not isinstance(datatype, str):
+        raise BadInputError(
+            "field_malformed",
+            field=f"inputs[{spec.name}].datatype",
+            expected=spec.datatype,
+            found=json_name(datatype),
+        )
+    if datatype != spec.datatype and datatype not in also:
+        raise BadInputError(
+            "tensor_datatype", tensor=spec.name, expected=spec.datatype, found=datatype
+        )
+    return datatype
+
+
+def _shape_error(spec: TensorSpec, shape: Sequence[Any]) -> BadInputError:
+    # A shape is shown as it came, except for what a caller may have nested in it.
+    shown = [str(size) if type(size) is int else json_name(size) for size in shape[:_MAX_RANK]]
+    return BadInputError(
+        "tensor_shape",
+        tensor=spec.name,
+        expected=shape_text(spec.shape),
+        found="[" + ", ".join(shown) + "]",
+    )
+
+
+def _checked_shape(tensor: Dict[str, Any], spec: TensorSpec) -> Tuple[int, ...]:
+    shape = tensor.get("shape")
+    if not isinstance(shape, list):
+        raise BadInputError(
+            "field_malformed",
+            field=f"inputs[{spec.name}].shape",
+            expected=shape_text(spec.shape),
+            found=json_name(shape),
+        )
+    if len(shape) > _MAX_RANK or not all(
+        type(size) is int and 0 <= size <= _MAX_DIMENSION for size in shape
+    ):
+        raise _shape_error(spec, shape)
+    if spec.shape is not None and (
+        len(shape) != len(spec.shape)
+        or any(want not in (-1, size) for want, size in zip(spec.shape, shape))  # noqa: B905 - Python 3.9
+    ):
+        raise _shape_error(spec, shape)
+    return tuple(shape)
+
+
+def _flat(tensor: Dict[str, Any], name: str, shape: Tuple[int, ...]) -> List[Any]:
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        # Only a scalar may come without a list around it.
+        if shape or "data" not in tensor or isinstance(data, (dict, type(None))):
+            raise BadInputError(
+                "field_malformed",
+                field=f"inputs[{name}].data",
+                expected="array",
+                found=json_name(data),
+            )
+        data = [data]
+    if data and isinstance(data[0], list):
+        data = _unnested(data, name, shape)
+    elements = math.prod(shape)
+    if len(data) != elements:
+        raise BadInputError(
+            "tensor_elements",
+            tensor=name,
+            shape=shape_text(shape),
+            expected=elements,
+            found=len(data),
+        )
+    return data
+
+
+def _unnested(data: List[Any], name: str, shape: Tuple[int, ...]) -> List[Any]:
+    sizes = [len(data)]
+    while data and isinstance(data[0], list):
+        same_type = set(map(type, data)) == {list}
+        if not same_type or len(set(map(len, data))) != 1 or len(sizes) >= len(shape):
+            raise BadInputError(
+                "tensor_nesting",
+                tensor=name,
+                expected=shape_text(shape),
+                found=shape_text(sizes)[:-1] + ", ...]",
+            )
+        sizes.append(len(data[0]))
+        data = list(chain.from_iterable(data))
+    if tuple(sizes) != shape[: len(sizes)] or (data and len(sizes) != len(shape)):
+        raise BadInputError(
+            "tensor_nesting", tensor=name, expected=shape_text(shape), found=shape_text(sizes)
+        )
+    return data
+
+
+def _check_types(flat: List[Any], allowed: Any, expected: str, name: str, datatype: str) -> None:
+    if set(map(type, flat)) <= allowed:
+        return
+    wrong = next(value for value in flat if type(value) not in allowed)
+    raise BadInputError(
+        "tensor_value", tensor=name, datatype=datatype, expected=expected, found=json_name(wrong)
+    )
+
+
+def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
+    limits: Any = np.finfo(_NUMPY[datatype]) if datatype in _FLOATS else np.iinfo(_NUMPY[datatype])
+    low, high = limits.min, limits.max
+    if datatype in _FLOATS:
+        low, high = f"{low:.6g}", f"{high:.6g}"
+    return BadInputError(
+        "tensor_range", tensor=name, datatype=datatype, low=low, high=high, found=found
+    )
+
+
+def _floats(flat: List[Any], name: str, datatype: str) -> Any:
+    _check_types(flat, {int, float}, "number", name, datatype)
+    wide = np.array(flat, dtype=np.float64)
+    if datatype == "FP64":
+        return wide
+    with np.errstate(over="ignore", under="ignore"):
+        array = wide.astype(_NUMPY[datatype])
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise _range_error(name, datatype, flat[int(np.argmin(finite))])
+    return array
+
+
+def _integers(flat: List[Any], name: str, datatype: str) -> Any:
+    if float in set(map(type, flat)):
+        # A number beyond 64 bits leaves the JSON parser as a float.
+        huge = [value for value in flat if type(value) is float and abs(value) >= 2.0**63]
+        if huge:
+            raise _range_error(name, datatype, huge[0])
+    _check_types(flat, {int}, "1, 2, 3", name, datatype)
+    limits = np.iinfo(_NUMPY[datatype])
+    if flat:
+        for extreme in (min(flat), max(flat)):
+            if not limits.min <= extreme <= limits.max:
+                raise _range_error(name, datatype, extreme)
+    return np.array(flat, dtype=_NUMPY[datatype])
+
+
+def _bytes(flat: List[Any], name: str, content_type: str) -> Any:
+    _check_types(flat, {str}, "string", name, "BYTES")
+    array: Any = np.empty(len(flat), dtype=object)
+    if content_type == BASE64:
+        try:
+            array[:] = [base64.b64decode(text, validate=True) for text in flat]
+        except (binascii.Error, ValueError):
+            raise BadInputError(
+                "tensor_value", tensor=name, datatype="BYTES", expected="base64", found="string"
+            ) from None
+    else:
+        array[:] = [text.encode() for text in flat]
+    return array
+
+
+def encode(name: str, value: Any) -> Dict[str, Any]:
+    """Turn one output into a tensor that orjson writes, numpy arrays included.
+
+    Raises:
+        ModelFailure: ``output_not_finite`` or ``output_datatype_unsupported``.
+    """
+    array = np.asarray(value)
+    shape = list(array.shape)
+    if array.dtype.kind in "OSU":
+        return _encode_text(name, array.ravel(), shape)
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    datatype = _DATATYPES.get(array.dtype.name)
+    if datatype is None:
+        raise ModelFailure("output_datatype_unsupported", tensor=name, found=str(array.dtype))
+    if datatype in _FLOATS and not np.isfinite(array).all():
+        raise ModelFailure("output_not_finite", tensor=name)
+    # A half has no writer of its own, and every half is a float exactly.
+    wanted = np.dtype("float32") if datatype == "FP16" else array.dtype.newbyteorder("=")
+    flat = np.ascontiguousarray(array.ravel().astype(wanted, copy=False))
+    return {"name": name, "datatype": datatype, "shape": shape, "data": flat}
+
+
+def _encode_text(name: str, flat: Any, shape: List[int]) -> Dict[str, Any]:
+    tensor: Dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": shape}
+    raw = [_as_bytes(item, name) for item in flat.tolist()]
+    try:
+        tensor["data"] = [item.decode() for item in raw]
+    except UnicodeDecodeError:
+        tensor["parameters"] = {"content_type": BASE64}
+        tensor["data"] = [base64.b64encode(item).decode("ascii") for item in raw]
+    return tensor
+
+
+def _as_bytes(item: Any, name: str) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str):
+        return item.encode("utf-8", "surrogatepass")
+    raise ModelFailure("output_datatype_unsupported", tensor=name, found=type(item).__name__)

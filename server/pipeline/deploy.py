@@ -1,0 +1,102 @@
+"""Deploy: say what is wanted of a run in an environment; the reconciler makes it so."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from server.errors import ConflictError, NotFoundError
+from server.pipeline.devices import CPU
+from server.records import Deployment, DeploymentKey, Preparation, Run, now
+from server.states import Phase, Wanted, public_phase
+
+if TYPE_CHECKING:
+    from server.pipeline.devices import Devices
+    from server.reconcile.reconciler import Reconciler
+    from server.store.state import Store
+
+
+class Deploy:
+    """Roll-outs of runs, one model and environment at a time."""
+
+    def __init__(self, store: Store, devices: Devices, reconciler: Reconciler) -> None:
+        self._store = store
+        self._devices = devices
+        self._reconciler = reconciler
+        self._starting: dict[DeploymentKey, asyncio.Lock] = {}
+
+    @staticmethod
+    def key(run: Run, environment: str) -> DeploymentKey:
+        """Return the deployment that a run belongs to in an environment."""
+        return DeploymentKey(owner=run.owner, model=run.model, environment=environment)
+
+    def find(self, run: Run, environment: str) -> Deployment | None:
+        """Return the run's deployment; None if it never was, or another run replaced it."""
+        made = self._store.deployments.get(self.key(run, environment))
+        return made if made is not None and made.run_id == run.run_id else None
+
+    def phase(self, made: Deployment) -> Phase:
+        """Return the phase of a deployment's newest roll-out."""
+        return public_phase(made.wanted, made.version, self._reconciler.seen(made))
+
+    async def start(self, run: Run, environment: str) -> Deployment:
+        """Want the run to be up: the roll-out under way, or a new version.
+
+        Raises:
+            ConflictError: the run is not prepared, or its GPU cannot be had again.
+        """
+        key = self.key(run, environment)
+        async with self._starting.setdefault(key, asyncio.Lock()):
+            prepared = self._store.preparation(run.run_id)
+            if prepared.phase is not Phase.SUCCEEDED:
+                raise ConflictError("not_prepared", phase=prepared.phase.value)
+            known = self._store.deployments.get(key)
+            if (
+                known is not None
+                and known.run_id == run.run_id
+                and self.phase(known) is Phase.RUNNING
+            ):
+                return known
+            await self._hold_device(run, prepared, known)
+            at = now()
+            made = Deployment(
+                key=key,
+                port=0 if known is None else known.port,
+                wanted=Wanted.UP,
+                version=1 if known is None else known.version + 1,
+                run_id=run.run_id,
+                wanted_at=at,
+                first_wanted_at=at if known is None else known.first_wanted_at,
+            )
+            await self._store.want(made)
+            self._reconciler.poke(key)
+            return self._store.deployments[key]
+
+    async def _hold_device(self, run: Run, prepared: Preparation, known: Deployment | None) -> None:
+        if prepared.device == CPU:
+            return
+        if self._store.lease_of(run.run_id) is None:
+            await self._devices.take_again(prepared.device, run.run_id)
+        if known is None or known.serving_run_id is None:
+            return
+        device = (await self._devices.snapshot()).device(prepared.device)
+        before = self._store.preparation(known.serving_run_id).device
+        if device is None or before != prepared.device:
+            return
+        # The new version stands beside the old one until it has answered.
+        need = int((prepared.passport or {}).get("peak_memory_bytes", 0))
+        self._devices.refuse_unfree(device, run.run_id, need)
+
+    async def stop(self, run: Run, environment: str) -> Deployment:
+        """Want the run's deployment to be down.
+
+        Raises:
+            NotFoundError: the run is not deployed there.
+        """
+        made = self.find(run, environment)
+        if made is None or made.wanted is Wanted.STOPPED:
+            raise NotFoundError("not_deployed", environment=environment)
+        await self._store.want(replace(made, wanted=Wanted.STOPPED, wanted_at=now()))
+        self._reconciler.poke(made.key)
+        return self._store.deployments[made.key]

@@ -1,0 +1,105 @@
+"""What a model process is told about its model: the same for proving and for serving."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from typing import TYPE_CHECKING, Self
+
+from server.engines.base import EngineError, ReplicaSpec
+from server.environments.build import find_environment
+from server.environments.trees import build_tree
+from server.pipeline.devices import CPU
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.records import Deployment, Params, Preparation, Run
+    from server.settings import Settings
+    from server.store.state import Store
+
+
+def model_spec(
+    run: Run,
+    made: Preparation,
+    settings: Settings,
+    folder: Path,
+    *,
+    environment: str = "",
+    version: int = 0,
+    secret: str | None = None,
+) -> Params:
+    """Return the JSON that ``server.model_server.spec.ModelSpec`` reads."""
+    names = [run.run_id] if run.model == run.run_id else [run.run_id, run.model]
+    return {
+        "run_id": run.run_id,
+        "names": names,
+        "kind": made.model_kind,
+        "path": str(folder / made.model_file),
+        "digest": run.digest,
+        "sample": None if made.sample is None else str(folder / made.sample),
+        "version": str(version),
+        "environment": environment,
+        "device": "cpu" if made.device == CPU else "cuda",
+        "allow_cpu_fallback": settings.allow_cpu_fallback,
+        "threads": max(1, len(os.sched_getaffinity(0))),
+        "predict_seconds": settings.predict_seconds,
+        "drain_seconds": settings.drain_seconds,
+        "secret": secret,
+        "passport": made.passport or {},
+    }
+
+
+class SpecMaker:
+    """Describes replicas to the engine."""
+
+    def __init__(self, settings: Settings, store: Store, tree: Path) -> None:
+        self._settings = settings
+        self._store = store
+        self._tree = tree
+        self._root = settings.data_dir.absolute()
+
+    @classmethod
+    async def open(cls, settings: Settings, store: Store) -> Self:
+        """Make ready the modules that replicas import."""
+        root = settings.data_dir.absolute() / "trees"
+        return cls(settings, store, await asyncio.to_thread(build_tree, root, "model_server"))
+
+    async def make(self, made: Deployment, version: int, run_id: str) -> ReplicaSpec:
+        """Describe a replica of a version of a deployment.
+
+        Raises:
+            EngineError: the run or its environment is gone.
+        """
+        run = self._store.runs.get(run_id)
+        if run is None:
+            raise EngineError("run_gone", permanent=True)
+        prepared = self._store.preparation(run_id)
+        environment = await asyncio.to_thread(
+            find_environment, self._root / "environments", prepared.environment
+        )
+        if environment is None:
+            raise EngineError("environment_missing", permanent=True)
+        folder = self._root / "models" / run_id
+        secret = None if self._settings.inference_is_open else secrets.token_urlsafe(32)
+        return ReplicaSpec(
+            replica_id=secrets.token_hex(8),
+            key=made.key,
+            run_id=run_id,
+            version=version,
+            python=environment.python,
+            environment=environment.root,
+            tree=self._tree,
+            folder=folder,
+            gpu="" if prepared.device == CPU else prepared.device,
+            model=model_spec(
+                run,
+                prepared,
+                self._settings,
+                folder,
+                environment=made.key.environment,
+                version=version,
+                secret=secret,
+            ),
+        )

@@ -1,0 +1,354 @@
+"""The steps of a preparation, each real, in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from server.environments.plan import plan
+from server.errors import ConflictError, StepFailedError
+from server.pipeline.devices import CPU
+from server.pipeline.specs import model_spec
+from server.records import Params, Preparation, Text, now
+from server.sandbox.launch import Launch, base_prefix, base_python
+from server.sandbox.model_process import ModelProcess, launch_of
+from server.states import Phase, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from server.environments.build import Environment, Environments
+    from server.pipeline.devices import Devices
+    from server.records import Run
+    from server.sandbox.launch import Child, Sandbox
+    from server.settings import Settings
+    from server.store.blobs import Blobs
+    from server.store.state import Store
+
+logger = logging.getLogger(__name__)
+
+_MEBIBYTE = 1024**2
+_EVIDENCE_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What the steps work with.
+
+    ``models`` holds a folder per run, ``model_tree`` and ``inspect_tree`` the modules that
+    the child processes may import, ``observe`` takes each step's outcome and its seconds.
+    """
+
+    settings: Settings
+    blobs: Blobs
+    devices: Devices
+    environments: Environments
+    sandbox: Sandbox
+    models: Path
+    specs: Path
+    model_tree: Path
+    inspect_tree: Path
+    observe: Callable[[Step, Phase, float], None]
+
+
+class Attempt:
+    """One attempt at preparing one run."""
+
+    def __init__(self, run: Run, made: Preparation, store: Store, workshop: Workshop) -> None:
+        self._run = run
+        self.made = made
+        self._store = store
+        self._workshop = workshop
+        self._requirements: str | None = None
+        self._environment: Environment | None = None
+        self._report: Params = {}
+        self._began = time.monotonic()
+
+    async def work(self) -> None:
+        """Do every step.
+
+        Raises:
+            PersephoneError: a step failed; it is still ``Running`` in ``made``.
+        """
+        try:
+            await self._integrity()
+            await self._inspect()
+            await self._reserve()
+            await self._build()
+            passport = await self._prove()
+        except BaseException:
+            self._workshop.observe(self._current(), Phase.FAILED, self._seconds())
+            raise
+        await self._finish(passport)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _current(self) -> Step:
+        running = (state.step for state in self.made.steps if state.status is Phase.RUNNING)
+        return next(running, Step.INTEGRITY)
+
+    def _mark(self, step: Step, status: Phase, text: Text) -> Preparation:
+        at = now()
+        done = at if status is Phase.SUCCEEDED else None
+        steps = tuple(
+            replace(state, status=status, message=text, completed_at=done)
+            if state.step is step
+            else state
+            for state in self.made.steps
+        )
+        return replace(self.made, steps=steps, updated_at=at)
+
+    def _say(self, step: Step, code: str, params: Params | None = None) -> None:
+        self.made = self._mark(step, Phase.RUNNING, Text(code=code, params=params or {}))
+        self._store.show_progress(self.made)
+
+    async def _done(self, step: Step, code: str, /, **params: Any) -> None:
+        self.made = self._mark(step, Phase.SUCCEEDED, Text(code=code, params=params))
+        await self._store.save_preparation(self.made)
+        self._workshop.observe(step, Phase.SUCCEEDED, self._seconds())
+        self._began = time.monotonic()
+
+    async def _integrity(self) -> None:
+        self._say(Step.INTEGRITY, "integrity_running", {"mb": _mb(self._run.size_bytes)})
+        size = await self._workshop.blobs.verify(self._run.digest)
+        await self._done(
+            Step.INTEGRITY, "integrity_done", mb=_mb(size), digest=self._run.digest[:12]
+        )
+
+    @property
+    def _folder(self) -> Path:
+        return self._workshop.models / self._run.run_id
+
+    async def _inspect(self) -> None:
+        sandbox = self._workshop.sandbox.name
+        self._say(Step.INSPECTION, "inspection_running", {"sandbox": sandbox})
+        blob = self._workshop.blobs.path(self._run.digest)
+        await asyncio.to_thread(_empty_folder, self._folder)
+        launch = Launch(
+            argv=[
+                *(base_python(), "-I", "-S", "-c"),
+                "import sys; sys.path.insert(0, sys.argv[1]);"
+                "from server.artifacts.child import main; sys.exit(main(sys.argv[2:]))",
+                *(str(self._workshop.inspect_tree), str(blob), str(self._folder)),
+            ],
+            read_only=[base_prefix(), self._workshop.inspect_tree, blob],
+            writable=[self._folder],
+            memory_bytes=self._workshop.settings.model_memory_bytes,
+        )
+        child = await self._workshop.sandbox.start(launch)
+        seconds = self._workshop.settings.inspect_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                report = await _last_event(child)
+        except TimeoutError:
+            raise StepFailedError("inspection_timed_out", seconds=round(seconds)) from None
+        finally:
+            await child.kill()
+        await self._take_report(report, blob)
+
+    async def _take_report(self, report: Params, blob: Path) -> None:
+        if not report.get("ok"):
+            raise _named_failure(report)
+        file = self._folder / str(report["file"])
+        if file.parent != self._folder:
+            raise StepFailedError("inspection_failed", evidence="file")
+        await asyncio.to_thread(_link_if_absent, blob, file)
+        sample = report.get("sample")
+        self._requirements = report.get("requirements")
+        self._report = report
+        self.made = replace(
+            self.made,
+            model_kind=str(report["kind"]),
+            model_file=file.name,
+            sample=None if sample is None else str(sample),
+        )
+        await self._done(
+            Step.INSPECTION,
+            "inspection_done",
+            kind=self.made.model_kind,
+            sandbox=self._workshop.sandbox.name,
+        )
+
+    async def _reserve(self) -> None:
+        self._say(Step.DEVICE, "device_running")
+        if self.made.device == CPU:
+            await self._done(Step.DEVICE, "device_cpu")
+            return
+        devices = self._workshop.devices
+        device = (await devices.snapshot()).device(self.made.device)
+        if device is None:
+            raise StepFailedError("gpu_gone", gpu=self.made.device)
+        try:
+            devices.refuse_unfree(device, self._run.run_id)
+        except ConflictError as error:
+            raise StepFailedError(error.code, **error.params) from None
+        await self._done(
+            Step.DEVICE,
+            "device_gpu",
+            name=device.name,
+            gpu=device.id,
+            gb=round(device.memory_total_bytes / 1024**3, 1),
+        )
+
+    async def _build(self) -> None:
+        self._say(Step.ENVIRONMENT, "environment_running")
+        environments = self._workshop.environments
+        kind = "cpu" if self.made.device == CPU else "cuda"
+        began = time.monotonic()
+        chosen = plan(self.made.model_kind, str(self._report["format"]), self._requirements, kind)
+        lock = await environments.lock(chosen)
+        self._environment = await environments.build(
+            lock, lambda code, params: self._say(Step.ENVIRONMENT, code, params)
+        )
+        self.made = replace(self.made, environment=self._environment.digest)
+        await self._done(
+            Step.ENVIRONMENT,
+            "environment_done",
+            packages=len(lock.packages),
+            digest=lock.digest[:12],
+            seconds=round(time.monotonic() - began, 1),
+        )
+
+    async def _prove(self) -> Params:
+        assert self._environment is not None  # noqa: S101 - _build set it
+        self._say(Step.LOAD, "load_running", {"sandbox": self._workshop.sandbox.name})
+        spec_folder = self._workshop.specs / self._run.run_id
+        spec = model_spec(self._run, self.made, self._workshop.settings, self._folder)
+        await asyncio.to_thread(_write_spec, spec_folder, spec)
+        process = ModelProcess(
+            command="prove",
+            python=self._environment.python,
+            environment=self._environment.root,
+            tree=self._workshop.model_tree,
+            folder=self._folder,
+            spec=spec_folder / "spec.json",
+            gpu="" if self.made.device == CPU else self.made.device,
+            threads=spec["threads"],
+            memory_bytes=self._workshop.settings.model_memory_bytes,
+        )
+        child = await self._workshop.sandbox.start(launch_of(process))
+        try:
+            return await self._follow(child)
+        finally:
+            await child.kill()
+            await asyncio.to_thread(shutil.rmtree, spec_folder, ignore_errors=True)
+
+    async def _follow(self, child: Child) -> Params:
+        settings = self._workshop.settings
+        try:
+            async with asyncio.timeout(settings.load_seconds):
+                loaded = await self._until(child, "loaded", Step.LOAD)
+        except TimeoutError:
+            raise StepFailedError("load_timeout", seconds=round(settings.load_seconds)) from None
+        await self._done(Step.LOAD, "load_done", seconds=round(float(loaded["seconds"]), 2))
+        self._say(Step.SMOKE, "smoke_running")
+        try:
+            async with asyncio.timeout(settings.smoke_seconds):
+                event = await self._until(child, "passport", Step.SMOKE)
+        except TimeoutError:
+            raise StepFailedError(
+                "smoke_test_timed_out", seconds=round(settings.smoke_seconds)
+            ) from None
+        passport: Params = event["passport"]
+        await self._done(
+            Step.SMOKE,
+            "smoke_done",
+            source=str(passport["warmup"]["source"]),
+            p50=round(float(passport["latency_ms"]["p50"]), 2),
+            p95=round(float(passport["latency_ms"]["p95"]), 2),
+        )
+        return passport
+
+    async def _until(self, child: Child, wanted: str, step: Step) -> Params:
+        """Follow the child's events up to the wanted one; its text is not trusted."""
+        while (line := await child.line()) is not None:
+            try:
+                event: Params = json.loads(line)
+                kind = event["event"]
+            except (ValueError, TypeError, KeyError):
+                continue
+            if kind == wanted:
+                return event
+            if kind == "progress":
+                self._say(step, str(event["code"]), dict(event.get("params", {})))
+            if kind == "failed":
+                raise _named_failure(event)
+        code = await child.wait()
+        evidence = next((text for text in reversed(child.log) if text.strip()), "")
+        raise _abrupt_end(code, evidence)
+
+    async def _finish(self, passport: Params) -> None:
+        assert self._environment is not None  # noqa: S101 - _build set it
+        self._say(Step.PASSPORT, "passport_running")
+        lock = self._environment.lock
+        passport = {**passport, "lock": lock.text, "environment": lock.digest}
+        written = self._mark(
+            Step.PASSPORT,
+            Phase.SUCCEEDED,
+            Text(
+                code="passport_done",
+                params={
+                    "framework": str(passport["framework"]),
+                    "version": str(passport["framework_version"]),
+                    "device": str(passport["device"]),
+                },
+            ),
+        )
+        self.made = replace(written, phase=Phase.SUCCEEDED, passport=passport)
+        await self._store.save_preparation(self.made)
+        self._workshop.observe(Step.PASSPORT, Phase.SUCCEEDED, self._seconds())
+
+
+def _mb(size: int) -> float:
+    return round(size / _MEBIBYTE, 1)
+
+
+def _empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _link_if_absent(blob: Path, file: Path) -> None:
+    """A bare file needs no copy: the artifact itself is the model's file."""
+    if not file.exists():
+        os.link(blob, file)
+
+
+def _write_spec(folder: Path, spec: Params) -> None:
+    _empty_folder(folder)
+    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+async def _last_event(child: Child) -> Params:
+    last = None
+    while (line := await child.line()) is not None:
+        last = line
+    code = await child.wait()
+    try:
+        report: Params = json.loads(last or "")
+    except ValueError:
+        evidence = next((text for text in reversed(child.log) if text.strip()), "")
+        raise _abrupt_end(code, evidence) from None
+    return report
+
+
+def _named_failure(event: Params) -> StepFailedError:
+    params = {str(name): value for name, value in dict(event.get("params") or {}).items()}
+    evidence = str(params.pop("evidence", event.get("evidence") or ""))
+    code = str(event.get("code") or "step_crashed")
+    return StepFailedError(code, evidence=evidence[:_EVIDENCE_CHARS], **params)
+
+
+def _abrupt_end(code: int, evidence: str) -> StepFailedError:
+    if code in {-9, 137} or "MemoryError" in evidence or "bad_alloc" in evidence:
+        return StepFailedError("out_of_memory", evidence=evidence[:_EVIDENCE_CHARS])
+    reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return StepFailedError("child_ended", reason=reason, evidence=evidence[:_EVIDENCE_CHARS])

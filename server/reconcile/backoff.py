@@ -1,0 +1,44 @@
+"""When a crashed version may try again, and when it has crashed too often."""
+
+from __future__ import annotations
+
+from collections import deque
+
+FIRST_SECONDS = 0.5
+LONGEST_SECONDS = 30.0
+WINDOW_SECONDS = 120.0
+CRASHES = 5
+
+
+class Crashes:
+    """The crashes of one version within the last two minutes; times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._version: int | None = None
+        self._times: deque[float] = deque(maxlen=CRASHES)
+
+    def add(self, version: int, at: float) -> None:
+        """Note a crash; those of another version are forgotten."""
+        if version != self._version:
+            self._version = version
+            self._times.clear()
+        while self._times and at - self._times[0] > WINDOW_SECONDS:
+            self._times.popleft()
+        self._times.append(at)
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._times.clear()
+
+    @property
+    def loops(self) -> bool:
+        """Whether it crashed too often to try again."""
+        return len(self._times) >= CRASHES
+
+    @property
+    def retry_at(self) -> float:
+        """When the next try is due; minus infinity without a crash."""
+        if not self._times:
+            return float("-inf")
+        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (len(self._times) - 1))
+        return self._times[-1] + pause

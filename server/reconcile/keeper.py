@@ -1,0 +1,320 @@
+"""Keeps one deployment: does the one next step until what is seen is what is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from server.engines.base import EngineError
+from server.errors import PersephoneError
+from server.reconcile.backoff import Crashes
+from server.records import Deployment, DeploymentKey, Text
+from server.states import Action, Candidate, Seen, Wanted, goal, next_action
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from server.engines.base import Engine, Replica, ReplicaSpec
+    from server.store.state import Store
+
+logger = logging.getLogger(__name__)
+
+RESYNC_SECONDS = 5.0
+# As long as a restart is quick, callers wait in the accept queue and notice nothing.
+NOBODY_HOME_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Live:
+    """One replica and how far it has come."""
+
+    version: int
+    run_id: str
+    task: asyncio.Task[Replica] | None = None
+    replica: Replica | None = None
+    ended: asyncio.Task[EngineError] | None = None
+
+    @property
+    def state(self) -> Candidate:
+        if self.task is None or not self.task.done():
+            return Candidate.STARTING
+        if self.task.exception() is not None or (self.ended is not None and self.ended.done()):
+            return Candidate.FAILED
+        return Candidate.READY
+
+    def failure(self) -> PersephoneError:
+        assert self.task is not None  # noqa: S101 - a candidate in the state FAILED has one
+        error = self.task.exception()
+        if isinstance(error, PersephoneError):
+            return error
+        if error is not None:
+            logger.error("a replica could not be started", exc_info=error)
+            return EngineError("internal_error")
+        assert self.ended is not None  # noqa: S101
+        return self.ended.result()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the rest of the service does around a deployment's steps."""
+
+    make_spec: Callable[[Deployment, int, str], Awaitable[ReplicaSpec]]
+    joined: Callable[[Replica], Awaitable[None]]
+    left: Callable[[Replica], Awaitable[None]]
+    unused: Callable[[str], Awaitable[None]]
+    restarted: Callable[[DeploymentKey], None]
+    ended: Callable[[DeploymentKey, str], None]
+
+
+class Keeper:
+    """One deployment's reconciler; its task ends when the deployment is gone."""
+
+    def __init__(
+        self,
+        key: DeploymentKey,
+        store: Store,
+        engine: Engine,
+        hooks: Hooks,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._key = key
+        self._store = store
+        self._engine = engine
+        self._hooks = hooks
+        self._clock = clock
+        self._serving: _Live | None = None
+        self._candidate: _Live | None = None
+        self._crashes = Crashes()
+        self._absent_since = clock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._poked = asyncio.Event()
+
+    @property
+    def serving_replica(self) -> Replica | None:
+        """The replica that takes traffic now."""
+        live = self._serving
+        if live is None or live.ended is None or live.ended.done():
+            return None
+        return live.replica
+
+    def poke(self) -> None:
+        """Look again now."""
+        self._poked.set()
+
+    def seen(self, made: Deployment) -> Seen:
+        """Return what is seen of the deployment."""
+        serving, candidate = self._serving, self._candidate
+        return Seen(
+            serving=None if serving is None else serving.version,
+            candidate=None if candidate is None else candidate.version,
+            candidate_state=None if candidate is None else candidate.state,
+            served=made.serving_version,
+            failed=made.failed_version,
+            backing_off=self._clock() < self._crashes.retry_at,
+        )
+
+    async def run(self) -> None:
+        """Reconcile until the deployment is gone; an unforeseen error is logged and retried."""
+        while (made := self._store.deployments.get(self._key)) is not None:
+            self._poked.clear()
+            try:
+                acted = await self._step(made)
+            except Exception:
+                # The one place that must never die: everything else is judged by its result.
+                logger.exception("reconciling %s failed", self._key.environment)
+                acted = False
+                await asyncio.sleep(1)
+            if not acted:
+                await self._wait()
+        await self._leave()
+
+    async def _wait(self) -> None:
+        pause = min(RESYNC_SECONDS, max(0.01, self._crashes.retry_at - self._clock()))
+        if self._serving is None:
+            pause = min(pause, max(0.05, self._absent_since + NOBODY_HOME_SECONDS - self._clock()))
+        try:
+            await asyncio.wait_for(self._poked.wait(), pause)
+        except TimeoutError:
+            return
+
+    async def _step(self, made: Deployment) -> bool:
+        """Do the one next step; return whether there may be another one at once."""
+        await self._notice_crash(made)
+        made = self._store.deployments.get(self._key) or made
+        action = next_action(made.wanted, made.version, self.seen(made))
+        match action:
+            case Action.NOTHING | Action.WAIT | Action.BACK_OFF:
+                await self._attend(made)
+                return False
+            case Action.START:
+                await self._start(made)
+            case Action.ADMIT:
+                await self._admit(made)
+            case Action.JUDGE:
+                await self._judge(made)
+            case Action.ABANDON:
+                await self._abandon()
+            case Action.STOP:
+                await self._stop(made)
+        return True
+
+    async def _attend(self, made: Deployment) -> None:
+        """Answer for the replicas while there is none; close the address of a stopped one."""
+        if made.wanted is Wanted.STOPPED:
+            await self._engine.unlisten(self._key)
+            return
+        absent = self._serving is None and (
+            goal(made.version, self.seen(made)) is None
+            or self._clock() - self._absent_since >= NOBODY_HOME_SECONDS
+        )
+        await self._engine.attend(self._key, nobody_home=absent)
+
+    async def _start(self, made: Deployment) -> None:
+        version = goal(made.version, self.seen(made))
+        assert version is not None  # noqa: S101 - next_action starts only what should serve
+        fresh = version == made.version
+        run_id = made.run_id if fresh else made.serving_run_id or made.run_id
+        live = _Live(version=version, run_id=run_id)
+        live.task = asyncio.create_task(self._bring_up(made, live))
+        live.task.add_done_callback(lambda _task: self.poke())
+        self._candidate = live
+
+    async def _bring_up(self, made: Deployment, live: _Live) -> Replica:
+        port = await self._engine.listen(self._key, made.port)
+        if port != made.port:
+            # A candidate has no other writer of what is seen until it is admitted or judged.
+            await self._store.saw(replace(self._store.deployments[self._key], port=port))
+        spec = await self._hooks.make_spec(made, live.version, live.run_id)
+        started = await self._engine.start(spec)
+        live.replica = started
+        live.ended = asyncio.create_task(started.ended())
+        live.ended.add_done_callback(lambda _task: self.poke())
+        await started.ready()
+        return started
+
+    async def _admit(self, made: Deployment) -> None:
+        live = self._candidate
+        assert live is not None  # noqa: S101 - next_action admits only a candidate
+        assert live.replica is not None  # noqa: S101
+        await self._engine.attend(self._key, nobody_home=False)
+        await live.replica.admit()
+        await self._hooks.joined(live.replica)
+        replaced, self._serving, self._candidate = self._serving, live, None
+        fell_back = live.version != made.version
+        await self._store.saw(
+            replace(
+                made,
+                serving_version=live.version,
+                serving_run_id=live.run_id,
+                message=made.message if fell_back else None,
+            )
+        )
+        if replaced is not None:
+            self._retire(replaced)
+        self._hooks.ended(self._key, "succeeded")
+        logger.info("%s serves version %s of run %s", *self._words(live))
+
+    def _words(self, live: _Live) -> tuple[str, int, str]:
+        return self._key.environment, live.version, live.run_id
+
+    def _retire(self, live: _Live) -> None:
+        task = asyncio.create_task(self._drain(live))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _drain(self, live: _Live) -> None:
+        if live.replica is not None:
+            await live.replica.drain()
+            await self._hooks.left(live.replica)
+            await live.replica.stop()
+        await self._hooks.unused(live.run_id)
+
+    async def _judge(self, made: Deployment) -> None:
+        """A candidate could not be brought up: end it, or try again."""
+        live = self._candidate
+        assert live is not None  # noqa: S101 - next_action judges only a candidate
+        failure = live.failure()
+        await self._abandon()
+        never_served = made.serving_version != live.version
+        text = Text(code=failure.code, params=_evident(failure))
+        logger.warning("%s: version %s of run %s failed: %s", *self._words(live), failure)
+        # What the model process named itself would end the same way the next time.
+        hopeless = not isinstance(failure, EngineError) or failure.permanent
+        self._crashes.add(live.version, self._clock())
+        if (never_served and hopeless) or self._crashes.loops:
+            await self._give_up(made, live.version, text)
+        else:
+            await self._store.saw(replace(made, message=text))
+
+    async def _give_up(self, made: Deployment, version: int, text: Text) -> None:
+        self._crashes.clear()
+        self._hooks.ended(self._key, "failed")
+        if version == made.version:
+            await self._store.saw(replace(made, failed_version=version, message=text))
+        else:
+            # The version before a failed one cannot serve either: nothing is left to try.
+            await self._store.saw(
+                replace(made, serving_version=None, serving_run_id=None, message=text)
+            )
+
+    async def _abandon(self) -> None:
+        live, self._candidate = self._candidate, None
+        assert live is not None  # noqa: S101 - next_action abandons only a candidate
+        assert live.task is not None  # noqa: S101
+        live.task.cancel()
+        await asyncio.wait([live.task])
+        if live.replica is not None:
+            await live.replica.stop()
+        await self._hooks.unused(live.run_id)
+
+    async def _stop(self, made: Deployment) -> None:
+        live, self._serving = self._serving, None
+        assert live is not None  # noqa: S101 - next_action stops only what serves
+        self._absent_since = self._clock()
+        await self._engine.unlisten(self._key)
+        await self._store.saw(
+            replace(
+                made, serving_version=None, serving_run_id=None, failed_version=None, message=None
+            )
+        )
+        await self._drain(live)
+        self._hooks.ended(self._key, "stopped")
+
+    async def _notice_crash(self, made: Deployment) -> None:
+        live = self._serving
+        if live is None or live.ended is None or not live.ended.done():
+            return
+        self._serving = None
+        self._absent_since = self._clock()
+        failure = live.ended.result()
+        logger.warning("%s: version %s of run %s crashed: %s", *self._words(live), failure)
+        self._crashes.add(live.version, self._clock())
+        self._hooks.restarted(self._key)
+        if live.replica is not None:
+            # Its target stays and reads as down until the version is back.
+            await live.replica.stop()
+        text = Text(code=failure.code, params=_evident(failure))
+        if self._crashes.loops:
+            await self._give_up(made, live.version, Text(code="crash_loop", params=text.params))
+        else:
+            await self._store.saw(replace(made, message=text))
+
+    async def _leave(self) -> None:
+        """The deployment was deleted: take everything down."""
+        if self._candidate is not None:
+            await self._abandon()
+        await self._engine.unlisten(self._key)
+        if self._serving is not None:
+            live, self._serving = self._serving, None
+            await self._drain(live)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+
+def _evident(failure: PersephoneError) -> dict[str, object]:
+    evidence = getattr(failure, "evidence", "")
+    return {**failure.params, "evidence": evidence} if evidence else failure.params

@@ -1,0 +1,45 @@
+"""The whole HTTP surface on one screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from server.api import deploy, inference, monitor, prepare, runs, system, upload
+from server.api.multipart import defer_continue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MODEL = "/{env}/v2/models/{name}"
+
+
+def routes() -> Iterable[web.RouteDef]:
+    """Return every route of the service."""
+    get, post = web.get, web.post
+    return [
+        post("/upload", upload.upload, expect_handler=defer_continue),
+        post("/prepare/start", prepare.start),
+        get("/prepare/status", prepare.status),
+        get("/prepare/gpus", prepare.gpus),
+        post("/deploy/start", deploy.start),
+        get("/deploy/status", deploy.status),
+        post("/deploy/stop", deploy.stop),
+        get("/monitor/summary", monitor.summary),
+        get("/runs", runs.listing),
+        web.delete("/runs/{runId}", runs.delete),
+        get("/healthz", system.healthz),
+        get("/readyz", system.readyz),
+        get("/metrics", system.metrics),
+        get("/sd", system.discovery_of_replicas),
+        get("/sd/replicas/{target}/metrics", system.replica_metrics),
+        get("/openapi.json", system.openapi),
+        get("/docs", system.docs),
+        get("/{env}/v2", inference.server_metadata),
+        get("/{env}/v2/health/live", inference.live),
+        get("/{env}/v2/health/ready", inference.ready),
+        get(MODEL, inference.forward),
+        get(f"{MODEL}/ready", inference.forward),
+        post(f"{MODEL}/infer", inference.forward),
+    ]

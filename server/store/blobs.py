@@ -1,0 +1,198 @@
+"""Artifacts on the disk, each stored once under the SHA-256 of its bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from server.errors import StepFailedError, StorageFullError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+    from pathlib import Path
+
+_BATCH_BYTES = 2 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
+# A blob without a row may belong to an upload that is about to write its row.
+_ORPHAN_SECONDS = 3600.0
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Incoming:
+    """A file that is being received: hashed on the way, durable once committed."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self.path = path
+        self._hash = hashlib.sha256()
+        self._batch: list[bytes] = []
+        self._batched = 0
+        self._writing: asyncio.Future[None] | None = None
+        self.size_bytes = 0
+
+    async def write(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            StorageFullError: the disk is full.
+        """
+        self._batch.append(chunk)
+        self._batched += len(chunk)
+        self.size_bytes += len(chunk)
+        if self._batched >= _BATCH_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        # One batch is written while the next one arrives; never more than one.
+        await self.settle()
+        batch, self._batch, self._batched = self._batch, [], 0
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._put, batch)
+
+    async def settle(self) -> None:
+        """Wait for the batch that is being written."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            await writing
+        except OSError as error:
+            raise _explained(error) from error
+
+    def _put(self, batch: list[bytes]) -> None:
+        for chunk in batch:
+            self._hash.update(chunk)
+        self._file.writelines(batch)
+
+    async def finish(self) -> str:
+        """Bring the last bytes to the disk and return the SHA-256 in hex."""
+        await self._flush()
+        await self.settle()
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise _explained(error) from error
+        return self._hash.hexdigest()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _explained(error: OSError) -> Exception:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFullError("disk_full")
+    return error
+
+
+class Blobs:
+    """Write-once files by digest below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+        # Held while a reference to a blob is made or the last one is looked for.
+        self.referring = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Make the folders; remove what a killed service left half-received."""
+        await asyncio.to_thread(self._sweep)
+
+    def _sweep(self) -> None:
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for left in self._incoming.iterdir():
+            left.unlink()
+
+    def path(self, digest: str) -> Path:
+        """Return where a digest's bytes lie."""
+        return self._root / digest[:2] / digest
+
+    @asynccontextmanager
+    async def incoming(self) -> AsyncIterator[Incoming]:
+        """Open a file to receive into; it is gone at the end unless it was kept."""
+        path = self._incoming / secrets.token_hex(16)
+        try:
+            file = await asyncio.to_thread(path.open, "xb", buffering=0)
+        except OSError as error:
+            raise _explained(error) from error
+        incoming = Incoming(file, path)
+        try:
+            yield incoming
+        finally:
+            if incoming._writing is not None:  # noqa: SLF001 - the same file's helper
+                await asyncio.wait([incoming._writing])  # noqa: SLF001
+            await asyncio.to_thread(_discard, file, path)
+
+    async def keep(self, incoming: Incoming, digest: str) -> None:
+        """Move a received file to its place and make that durable."""
+        try:
+            await asyncio.to_thread(self._keep, incoming.path, digest)
+        except OSError as error:
+            raise _explained(error) from error
+
+    def _keep(self, source: Path, digest: str) -> None:
+        target = self.path(digest)
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            sync_folder(self._root)
+        source.replace(target)
+        sync_folder(target.parent)
+
+    async def verify(self, digest: str) -> int:
+        """Read a blob again and compare; return its size in bytes.
+
+        Raises:
+            StepFailedError: the bytes are gone or are not those that were uploaded.
+        """
+        return await asyncio.to_thread(self._verify, digest)
+
+    def _verify(self, digest: str) -> int:
+        found = hashlib.sha256()
+        size = 0
+        try:
+            with self.path(digest).open("rb") as file:
+                while chunk := file.read(_READ_BYTES):
+                    found.update(chunk)
+                    size += len(chunk)
+        except FileNotFoundError:
+            raise StepFailedError("artifact_missing") from None
+        if found.hexdigest() != digest:
+            raise StepFailedError("artifact_damaged", digest=digest[:12])
+        return size
+
+    async def delete(self, digest: str) -> None:
+        """Remove a blob; already gone is success."""
+        await asyncio.to_thread(self.path(digest).unlink, missing_ok=True)
+
+    async def sweep_orphans(self, known: Collection[str], *, at: float) -> int:
+        """Remove blobs that no run refers to, older than an hour at ``at``; return how many."""
+        return await asyncio.to_thread(self._sweep_orphans, set(known), at)
+
+    def _sweep_orphans(self, known: set[str], at: float) -> int:
+        swept = 0
+        for folder in self._root.iterdir():
+            if len(folder.name) != 2:
+                continue
+            for blob in folder.iterdir():
+                if blob.name not in known and at - blob.stat().st_mtime > _ORPHAN_SECONDS:
+                    blob.unlink(missing_ok=True)
+                    swept += 1
+        return swept
+
+
+def _discard(file: BinaryIO, path: Path) -> None:
+    file.close()
+    path.unlink(missing_ok=True)

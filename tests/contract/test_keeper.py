@@ -1,0 +1,233 @@
+"""One deployment's reconciler on a real store and an engine without processes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.reconcile.keeper import Hooks
+from server.reconcile.reconciler import Reconciler
+from server.records import Deployment, DeploymentKey, now
+from server.states import Phase, Wanted, public_phase
+from server.store.database import Database
+from server.store.state import Store
+from tests.support.engines import (
+    DiesBeforeReady,
+    InProcessEngine,
+    NeverReady,
+    RefusesTheModel,
+    spec_for,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from server.engines.base import Replica
+
+KEY = DeploymentKey("me", "model", "dev")
+
+
+class World:
+    """A store, an engine, a reconciler, and what the hooks were told."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.engine = InProcessEngine()
+        self.unused: list[str] = []
+        self.results: list[str] = []
+        self.restarts = 0
+        self.reconciler = self.fresh_reconciler()
+
+    def fresh_reconciler(self) -> Reconciler:
+        async def silent(_replica: Replica) -> None:
+            return
+
+        async def unused(run_id: str) -> None:
+            self.unused.append(run_id)
+
+        def restarted(_key: DeploymentKey) -> None:
+            self.restarts += 1
+
+        hooks = Hooks(
+            make_spec=spec_for,
+            joined=silent,
+            left=silent,
+            unused=unused,
+            restarted=restarted,
+            ended=lambda _key, result: self.results.append(result),
+        )
+        return Reconciler(self.store, self.engine, hooks)
+
+    @property
+    def made(self) -> Deployment:
+        return self.store.deployments[KEY]
+
+    @property
+    def phase(self) -> Phase:
+        made = self.made
+        return public_phase(made.wanted, made.version, self.reconciler.seen(made))
+
+    async def want(self, version: int, wanted: Wanted = Wanted.UP) -> None:
+        made = Deployment(
+            key=KEY,
+            port=0,
+            wanted=wanted,
+            version=version,
+            run_id=f"run{version}",
+            wanted_at=now(),
+            first_wanted_at=now(),
+        )
+        await self.store.want(made)
+        self.reconciler.poke(KEY)
+
+    async def reach(self, phase: Phase) -> None:
+        await until(lambda: self.phase is phase)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+    await database.open()
+    made = World(Store(database))
+    yield made
+    await made.reconciler.close()
+    await database.close()
+
+
+async def test_a_version_takes_traffic_only_after_it_was_ready(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    assert world.engine.journal == ["start 1", "ready 1", "admit 1"]
+    assert world.made.serving_version == 1
+    assert world.made.port == 20000
+    assert world.results == ["succeeded"]
+
+
+async def test_a_new_version_is_admitted_before_the_old_one_drains(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    await world.want(2)
+    await until(lambda: "stop 1" in world.engine.journal)
+    assert world.engine.journal[3:] == ["start 2", "ready 2", "admit 2", "drain 1", "stop 1"]
+    assert world.unused == ["run1"]
+
+
+async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    world.engine.kinds[2] = RefusesTheModel
+    await world.want(2)
+    await world.reach(Phase.FAILED)
+    assert world.reconciler.seen(world.made).serving == 1
+    assert "drain 1" not in world.engine.journal
+    assert world.made.message is not None
+    assert world.made.message.code == "onnx_invalid"
+
+
+async def test_stop_during_a_start_loses_no_process(world: World) -> None:
+    world.engine.kinds[1] = NeverReady
+    await world.want(1)
+    await until(lambda: "start 1" in world.engine.journal)
+    await world.want(1, Wanted.STOPPED)
+    await until(lambda: "stop 1" in world.engine.journal)
+    await until(lambda: not world.engine.listening)
+    assert world.phase is Phase.PENDING
+
+
+async def test_a_crashed_replica_comes_back(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    world.engine.replicas[0].crash()
+    await until(lambda: world.engine.journal.count("admit 1") == 2)
+    assert world.phase is Phase.SUCCEEDED
+    assert world.restarts == 1
+
+
+async def test_a_start_that_is_killed_is_tried_again(world: World) -> None:
+    world.engine.kinds[1] = DiesBeforeReady
+    await world.want(1)
+    await until(lambda: world.engine.journal.count("start 1") == 2)
+    world.engine.kinds.clear()
+    await world.reach(Phase.SUCCEEDED)
+
+
+async def test_a_crash_loop_ends_in_failed_with_nobody_home(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.reconcile.backoff.FIRST_SECONDS", 0.01)
+    await world.want(1)
+    for crash in range(5):
+        await until(lambda count=crash: world.engine.journal.count("admit 1") == count + 1)
+        await world.reach(Phase.SUCCEEDED)
+        world.engine.replicas[-1].crash()
+    await world.reach(Phase.FAILED)
+    await until(lambda: world.engine.nobody_home[KEY])
+    assert world.made.message is not None
+    assert world.made.message.code == "crash_loop"
+
+
+async def test_a_new_version_after_a_crash_loop_serves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.reconcile.backoff.FIRST_SECONDS", 0.01)
+    world.engine.kinds[1] = RefusesTheModel
+    await world.want(1)
+    await world.reach(Phase.FAILED)
+    await world.want(2)
+    await world.reach(Phase.SUCCEEDED)
+    assert not world.engine.nobody_home[KEY]
+
+
+async def test_a_taken_port_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.reconcile.backoff.FIRST_SECONDS", 0.001)
+    world.engine.refuse_port = True
+    await world.want(1)
+    await world.reach(Phase.FAILED)
+    assert world.made.message is not None
+    assert world.made.message.code == "port_taken"
+
+
+async def test_a_deleted_deployment_is_taken_down(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    del world.store.deployments[KEY]
+    await world.reconciler.gone(KEY)
+    assert "stop 1" in world.engine.journal
+    assert not world.engine.listening
+
+
+async def test_after_a_restart_the_version_that_served_is_started_again(world: World) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    world.engine.kinds[2] = RefusesTheModel
+    await world.want(2)
+    await world.reach(Phase.FAILED)
+    await world.reconciler.close()
+    world.engine.journal.clear()
+    world.reconciler = world.fresh_reconciler()
+    world.reconciler.open()
+    await until(lambda: "admit 1" in world.engine.journal)
+    assert world.phase is Phase.FAILED
+    assert world.reconciler.seen(world.made).serving == 1
+
+
+async def test_a_burst_of_new_versions_ends_with_the_last_one(world: World) -> None:
+    for version in range(1, 6):
+        await world.want(version)
+        await asyncio.sleep(0)
+    await until(lambda: world.made.serving_version == 5)
+    await world.reach(Phase.SUCCEEDED)
+    running = [replica for replica in world.engine.replicas if not replica.end.done()]
+    await until(lambda: len([r for r in running if not r.end.done()]) == 1)
+
+
+async def test_a_wanted_half_written_while_a_replica_starts_is_not_lost(world: World) -> None:
+    await world.want(1)
+    await world.store.want(replace(world.made, version=2, run_id="run2"))
+    world.reconciler.poke(KEY)
+    await until(lambda: world.made.serving_version == 2)

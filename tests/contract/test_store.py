@@ -1,0 +1,190 @@
+"""The durable state on a real SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from server.errors import ConflictError, NotFoundError
+from server.records import Deployment, DeploymentKey, Preparation, Run, Text, now
+from server.states import Phase, Wanted
+from server.store import tables
+from server.store.database import Database
+from server.store.state import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    opened = Database(url)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def store(database: Database) -> Store:
+    opened = Store(database)
+    await opened.open()
+    return opened
+
+
+def a_run(run_id: str = "a" * 32, owner: str = "me") -> Run:
+    return Run(
+        run_id=run_id,
+        owner=owner,
+        model=run_id,
+        file_name="model.onnx",
+        size_bytes=1,
+        digest="d" * 64,
+        created_at=now(),
+    )
+
+
+def a_deployment(run: Run, version: int = 1) -> Deployment:
+    return Deployment(
+        key=DeploymentKey(run.owner, run.model, "dev"),
+        port=0,
+        wanted=Wanted.UP,
+        version=version,
+        run_id=run.run_id,
+        wanted_at=now(),
+        first_wanted_at=now(),
+    )
+
+
+async def reopened(database: Database) -> Store:
+    again = Store(database)
+    await again.open()
+    return again
+
+
+async def test_eight_writers_lose_no_increment(database: Database) -> None:
+    run = a_run()
+    async with database.write() as connection:
+        await connection.execute(
+            insert(tables.runs).values(
+                run_id=run.run_id,
+                owner="me",
+                model="m",
+                file_name="f",
+                size_bytes=0,
+                digest="d",
+                created_at="now",
+            )
+        )
+
+    async def increment() -> None:
+        for _ in range(10):
+            async with database.write() as connection:
+                row = await connection.execute(select(tables.runs.c.size_bytes))
+                number = row.scalar_one()
+                await connection.execute(update(tables.runs).values(size_bytes=number + 1))
+
+    await asyncio.gather(*(increment() for _ in range(8)))
+    async with database.read() as connection:
+        row = await connection.execute(select(tables.runs.c.size_bytes))
+        assert row.scalar_one() == 80
+
+
+async def test_sqlite_is_in_the_safe_mode(database: Database) -> None:
+    async with database.read() as connection:
+        for pragma, wanted in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+            found = (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one()
+            assert found == wanted
+
+
+async def test_what_was_kept_is_read_back_the_same(database: Database, store: Store) -> None:
+    run = a_run()
+    await store.add_run(run)
+    made = Preparation(
+        run_id=run.run_id,
+        attempt=2,
+        phase=Phase.SUCCEEDED,
+        device="GPU-1",
+        passport={"kind": "onnx"},
+        updated_at=now(),
+    )
+    await store.save_preparation(made, lease="GPU-1")
+    await store.want(a_deployment(run))
+    key = a_deployment(run).key
+    await store.saw(replace(store.deployments[key], serving_version=1, message=Text(code="x")))
+    again = await reopened(database)
+    assert again.runs == store.runs
+    assert again.preparations == store.preparations
+    assert again.deployments == store.deployments
+    assert again.leases["GPU-1"].run_id == run.run_id
+
+
+async def test_a_gpu_is_leased_once(database: Database, store: Store) -> None:
+    first, second = a_run("a" * 32), a_run("b" * 32)
+    await store.add_run(first)
+    await store.add_run(second)
+    await store.save_preparation(Preparation(run_id=first.run_id), lease="GPU-1")
+    taken = Preparation(run_id=second.run_id, phase=Phase.RUNNING)
+    with pytest.raises(ConflictError, match="gpu_taken"):
+        await store.save_preparation(taken, lease="GPU-1")
+    assert (await reopened(database)).preparation(second.run_id).phase is Phase.PENDING
+
+
+async def test_twenty_runs_ask_for_one_gpu_and_one_gets_it(store: Store) -> None:
+    runs = [a_run(f"{number:032x}") for number in range(20)]
+    for run in runs:
+        await store.add_run(run)
+    results = await asyncio.gather(
+        *(store.take_lease("GPU-1", run.run_id) for run in runs), return_exceptions=True
+    )
+    assert sum(result is None for result in results) == 1
+    assert sum(isinstance(result, ConflictError) for result in results) == 19
+
+
+async def test_the_two_halves_of_a_deployment_do_not_overwrite_each_other(
+    database: Database, store: Store
+) -> None:
+    run = a_run()
+    await store.add_run(run)
+    await store.want(a_deployment(run))
+    stale = store.deployments[a_deployment(run).key]
+    await asyncio.gather(
+        store.want(replace(stale, wanted=Wanted.STOPPED, version=2)),
+        store.saw(replace(stale, serving_version=1, port=20001)),
+    )
+    for seen in (store, await reopened(database)):
+        made = seen.deployments[stale.key]
+        assert (made.wanted, made.version) == (Wanted.STOPPED, 2)
+        assert (made.serving_version, made.port) == (1, 20001)
+
+
+async def test_a_foreign_run_and_an_unknown_one_read_the_same(store: Store) -> None:
+    await store.add_run(a_run(owner="somebody"))
+    with pytest.raises(NotFoundError) as foreign:
+        store.run_of("a" * 32, "me")
+    with pytest.raises(NotFoundError) as unknown:
+        store.run_of("b" * 32, "me")
+    assert str(foreign.value) == str(unknown.value)
+
+
+async def test_deleting_a_run_takes_everything_of_it(database: Database, store: Store) -> None:
+    run = a_run()
+    await store.add_run(run)
+    await store.save_preparation(Preparation(run_id=run.run_id), lease="GPU-1")
+    await store.want(a_deployment(run))
+    await store.delete_run(run.run_id)
+    for seen in (store, await reopened(database)):
+        assert not seen.runs
+        assert not seen.preparations
+        assert not seen.leases
+        assert not seen.deployments
+        assert seen.deployments_called(run.run_id) == []

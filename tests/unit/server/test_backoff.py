@@ -1,0 +1,36 @@
+from server.reconcile.backoff import CRASHES, WINDOW_SECONDS, Crashes
+
+
+def test_pauses_double_up_to_the_limit() -> None:
+    crashes = Crashes()
+    assert crashes.retry_at == float("-inf")
+    pauses = []
+    for at in range(4):
+        crashes.add(1, at)
+        pauses.append(crashes.retry_at - at)
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_five_crashes_within_the_window_are_a_loop() -> None:
+    crashes = Crashes()
+    for at in range(CRASHES):
+        assert not crashes.loops
+        crashes.add(1, at)
+    assert crashes.loops
+
+
+def test_old_crashes_are_forgotten() -> None:
+    crashes = Crashes()
+    for at in range(CRASHES - 1):
+        crashes.add(1, at)
+    crashes.add(1, WINDOW_SECONDS + CRASHES)
+    assert not crashes.loops
+    assert crashes.retry_at == WINDOW_SECONDS + CRASHES + 0.5
+
+
+def test_crashes_of_another_version_do_not_count() -> None:
+    crashes = Crashes()
+    for at in range(CRASHES - 1):
+        crashes.add(1, at)
+    crashes.add(2, CRASHES)
+    assert not crashes.loops
