@@ -49,7 +49,8 @@ class BuildInfo:
 class PrometheusClient:
     """One Prometheus; ``session`` is the caller's and stays open.
 
-    ``timeout`` and ``connect_timeout`` in seconds: an answer that takes longer is none.
+    ``timeout``, ``long_timeout`` (for windows over six hours) and ``connect_timeout`` in
+    seconds: an answer that takes longer is none.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class PrometheusClient:
         url: str,
         *,
         timeout: float = 2.0,
+        long_timeout: float = 5.0,
         connect_timeout: float = 0.5,
         red_window: float = RED_SECONDS,
     ) -> None:
         self._session = session
         self._url = url.rstrip("/")
+        self._connect = connect_timeout
         self._seconds = timeout
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
+        self._long_seconds = long_timeout
         self._red_window = red_window
 
     async def read(
@@ -87,8 +90,9 @@ class PrometheusClient:
             slo_window=min(max(slo_window, self._red_window), SLO_SECONDS),
             red_window=self._red_window,
         )
-        form = {"query": query, "time": f"{at:.3f}", "timeout": f"{self._seconds:g}s"}
-        answer = await self._ask("POST", "/api/v1/query", form)
+        limit = self._long_seconds if slo_window > promql.LONG_SECONDS else self._seconds
+        form = {"query": query, "time": f"{at:.3f}", "timeout": f"{limit:g}s"}
+        answer = await self._ask("POST", "/api/v1/query", limit, form)
         for warning in answer.get("warnings") or ():
             log.warning("Prometheus warns: %s", warning)
         return _readings(answer["data"], at)
@@ -99,7 +103,7 @@ class PrometheusClient:
         Raises:
             MetricsUnavailableError: there is no usable answer.
         """
-        answer = await self._ask("GET", "/api/v1/status/buildinfo", None)
+        answer = await self._ask("GET", "/api/v1/status/buildinfo", self._seconds)
         data = answer["data"]
         if not isinstance(data, dict) or not isinstance(data.get("version"), str):
             raise MetricsUnavailableError("the build information has no version")
@@ -109,20 +113,26 @@ class PrometheusClient:
         """Whether it answers queries at the moment; never raises for what it answers."""
         try:
             async with self._session.get(
-                f"{self._url}/-/ready", timeout=self._timeout, allow_redirects=False
+                f"{self._url}/-/ready", timeout=self._limit(self._seconds), allow_redirects=False
             ) as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return False
 
-    async def _ask(self, method: str, path: str, form: Mapping[str, str] | None) -> dict[str, Any]:
+    def _limit(self, seconds: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=seconds, sock_connect=self._connect)
+
+    async def _ask(
+        self, method: str, path: str, seconds: float, form: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        url, limit = self._url + path, self._limit(seconds)
         try:
             async with self._session.request(
-                method, self._url + path, data=form, timeout=self._timeout, allow_redirects=False
+                method, url, data=form, timeout=limit, allow_redirects=False
             ) as response:
                 return await _document(response)
         except TimeoutError:
-            raise MetricsUnavailableError(f"no answer within {self._seconds:g} s") from None
+            raise MetricsUnavailableError(f"no answer within {seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise MetricsUnavailableError(reason) from error

@@ -6,6 +6,7 @@ Pure bookkeeping: the service scrapes its replicas and hands the texts over.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from metrics.semantics import Window, extrapolate, histogram_quantile
 from metrics.slo import QUANTILE, RED_SECONDS, SLO_SECONDS, Readings
 
 if TYPE_CHECKING:
+    from array import array
+
     from metrics.semantics import Span
     from metrics.targets import Target
 
@@ -37,6 +40,20 @@ class _History:
         self.last_at = -1
         self.dropped = False
         self.closed = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """A target's whole life in short; times in milliseconds since 1970.
+
+    ``samples`` are the span of all good scrapes and the values of the last; ``probes`` the
+    time of the first scrape, the good scrapes and all of them.
+    """
+
+    target: Target
+    samples: tuple[Span, array[float]] | None
+    probes: tuple[int, int, int]
+    last_at: int
 
 
 class _Sums:
@@ -127,6 +144,27 @@ class EmbeddedMonitor:
             if vector is not None:
                 history.samples.add(now, vector)
         return vector is not None
+
+    def lives(self) -> list[Life]:
+        """Summarise every target's whole life, so that a new start can go on from there."""
+        return [
+            Life(target=target, samples=samples, probes=probes, last_at=history.last_at)
+            for run in self._runs.values()
+            for target, history in run.items()
+            if (probes := history.probes.life()) is not None
+            for samples in (history.samples.life(),)
+        ]
+
+    def resume(self, life: Life) -> None:
+        """Go on from a life that was summarised before; only for targets not seen yet."""
+        if life.target in self._runs.get(life.target.run_id, {}):
+            return
+        history = self._history(life.target, life.last_at)
+        history.dropped = True
+        history.last_at = life.last_at
+        history.probes.resume(*life.probes)
+        if life.samples is not None:
+            history.samples.resume(*life.samples)
 
     def drop(self, target: Target) -> None:
         """Expect no further scrape of the target; what it showed still counts."""

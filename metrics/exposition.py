@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from metrics import names
-from metrics.instruments import escape
+from metrics.instruments import escape, head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -86,8 +86,8 @@ class ExpositionReader:
             return None
         vector = array("d", bytes(8 * len(LAYOUT)))
         try:
-            for line, (head, length, slot) in zip(lines, self._heads, strict=True):
-                if not line.startswith(head) or (slot == _COMMENT and line != head):
+            for line, (start, length, slot) in zip(lines, self._heads, strict=True):
+                if not line.startswith(start) or (slot == _COMMENT and line != start):
                     return None
                 if slot >= 0:
                     vector[slot] = float(line[length:])
@@ -117,12 +117,12 @@ def parse(text: str) -> tuple[array[float], dict[str, float], dict[str, str]]:
 
 def render(vector: array[float], gauges: Mapping[str, float], info: Mapping[str, str]) -> str:
     """Write the text format 0.0.4 of what ``parse`` found, in our own words."""
-    lines = [f"# TYPE {names.REQUESTS} counter"]
+    lines = [*head(names.REQUESTS, "counter")]
     lines.extend(
         f"{series} {value!r}"
         for series, value in zip(COUNTER_SERIES, vector[:BUCKETS_FROM], strict=True)
     )
-    lines.append(f"# TYPE {names.DURATION} histogram")
+    lines.extend(head(names.DURATION, "histogram"))
     lines.extend(
         f"{series} {value!r}"
         for series, value in zip(BUCKET_SERIES, vector[BUCKETS_FROM:], strict=True)
@@ -130,11 +130,11 @@ def render(vector: array[float], gauges: Mapping[str, float], info: Mapping[str,
     lines.append(f"{names.DURATION}_count {vector[-1]!r}")
     for name, value in gauges.items():
         if name != f"{names.DURATION}_sum":
-            lines.append(f"# TYPE {name} gauge")
+            lines.extend(head(name, "gauge"))
         lines.append(f"{name} {value!r}")
     if info:
         labels = ",".join(f'{key}="{escape(value)}"' for key, value in info.items())
-        lines.extend((f"# TYPE {names.MODEL_INFO} gauge", f"{names.MODEL_INFO}{{{labels}}} 1.0"))
+        lines.extend((*head(names.MODEL_INFO, "gauge"), f"{names.MODEL_INFO}{{{labels}}} 1.0"))
     return "\n".join(lines) + "\n"
 
 

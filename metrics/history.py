@@ -119,6 +119,23 @@ class Samples:
             self._bin = at // self._coarse
             self._add_coarse(at, raw, base)
 
+    def life(self) -> tuple[Span, array[float]] | None:
+        """Summarise all there is, for ``resume``: its span, and the values of its last sample."""
+        if not self._times:
+            return None
+        span = self.within(Window(start=0, end=self._times[-1]))
+        return None if span is None else (span, self._raws[-1])
+
+    def resume(self, span: Span, last: array[float]) -> None:
+        """Begin with what another one lived through: its first sample and its last."""
+        self.add(span.first_at, array("d", span.first))
+        if span.last_at > span.first_at:
+            total = map(add, span.first, span.grown)
+            self._times.append(span.last_at)
+            self._raws.append(last)
+            self._bases.append(array("d", map(sub, total, last)))
+        self._count = span.count
+
     def close(self) -> None:
         """Keep only the last sample singly: none follows, and no short window looks back so far."""
         if self._times:
@@ -232,6 +249,18 @@ class Probes:
             self._append(self._long, at)
         self._scrapes += 1
         self._ups += up
+
+    def life(self) -> tuple[int, int, int] | None:
+        """Summarise all there is, for ``resume``: first scrape, good scrapes, all scrapes."""
+        if not self._long[0]:
+            return None
+        first, scrapes, ups = (column[0] for column in self._long)
+        return first, self._ups - ups, self._scrapes - scrapes
+
+    def resume(self, first: int, ups: int, scrapes: int) -> None:
+        """Begin with what another one counted since its first scrape."""
+        self.add(first, up=False)
+        self._ups, self._scrapes = ups, scrapes
 
     def close(self) -> None:
         """Keep only the last scrape singly: none follows, and no short window looks back so far."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_HELP = {
+HELP = {
     names.REQUESTS: "Predictions answered, by class of the answer's status.",
     names.DURATION: "Time from the head of a prediction's request to its answer.",
     names.IN_PROGRESS: "Predictions being answered at the moment.",
@@ -118,27 +118,27 @@ class InferenceInstruments:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, as a registry asks for them."""
-        requests = CounterMetricFamily(names.REQUESTS, _HELP[names.REQUESTS], labels=("code",))
+        requests = CounterMetricFamily(names.REQUESTS, HELP[names.REQUESTS], labels=("code",))
         for code, count in self._requests.items():
             requests.add_metric((code,), count)
         yield requests
         cumulated = accumulate(self._buckets)
         yield HistogramMetricFamily(
             names.DURATION,
-            _HELP[names.DURATION],
+            HELP[names.DURATION],
             buckets=[(self._les[place], float(count)) for place, count in enumerate(cumulated)],
             sum_value=self._seconds,
         )
         yield GaugeMetricFamily(
-            names.IN_PROGRESS, _HELP[names.IN_PROGRESS], value=self.in_progress.value
+            names.IN_PROGRESS, HELP[names.IN_PROGRESS], value=self.in_progress.value
         )
         if self._info:
             yield InfoMetricFamily(
-                names.MODEL_INFO[: -len("_info")], _HELP[names.MODEL_INFO], value=self._info
+                names.MODEL_INFO[: -len("_info")], HELP[names.MODEL_INFO], value=self._info
             )
         if self._started_at is not None:
             yield GaugeMetricFamily(
-                names.START_TIME, _HELP[names.START_TIME], value=self._started_at
+                names.START_TIME, HELP[names.START_TIME], value=self._started_at
             )
 
     def text(self) -> str:
@@ -147,24 +147,24 @@ class InferenceInstruments:
         The same as rendering the registry, some twenty times faster: a scrape every other
         second must not show in a replica's latency.
         """
-        lines = [*_head(names.REQUESTS, "counter")]
+        lines = [*head(names.REQUESTS, "counter")]
         for code, count in self._requests.items():
             lines.append(f'{names.REQUESTS}{{code="{code}"}} {float(count)!r}')
-        lines.extend(_head(names.DURATION, "histogram"))
+        lines.extend(head(names.DURATION, "histogram"))
         cumulated = list(accumulate(self._buckets))
         lines.extend(
             f"{self._bucket_heads[place]}{float(count)!r}" for place, count in enumerate(cumulated)
         )
         lines.append(f"{names.DURATION}_count {float(cumulated[-1])!r}")
         lines.append(f"{names.DURATION}_sum {self._seconds!r}")
-        lines.extend(_head(names.IN_PROGRESS, "gauge"))
+        lines.extend(head(names.IN_PROGRESS, "gauge"))
         lines.append(f"{names.IN_PROGRESS} {float(self.in_progress.value)!r}")
         if self._info:
-            lines.extend(_head(names.MODEL_INFO, "gauge"))
+            lines.extend(head(names.MODEL_INFO, "gauge"))
             labels = ",".join(f'{key}="{escape(value)}"' for key, value in self._info.items())
             lines.append(f"{names.MODEL_INFO}{{{labels}}} 1.0")
         if self._started_at is not None:
-            lines.extend(_head(names.START_TIME, "gauge"))
+            lines.extend(head(names.START_TIME, "gauge"))
             lines.append(f"{names.START_TIME} {self._started_at!r}")
         return "\n".join(lines) + "\n"
 
@@ -174,5 +174,6 @@ def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _head(name: str, kind: str) -> tuple[str, str]:
-    return f"# HELP {name} {_HELP[name]}", f"# TYPE {name} {kind}"
+def head(name: str, kind: str) -> tuple[str, str]:
+    """Write the two lines that stand before a metric's samples."""
+    return f"# HELP {name} {HELP[name]}", f"# TYPE {name} {kind}"

@@ -118,7 +118,7 @@ class ServiceInstruments:
 
     def backend(self, name: str, *, up: bool) -> None:
         """Say whether a source of figures (one of ``BACKENDS``) answers."""
-        self._backend_up.labels(name).set(1 if up else 0)
+        self._backend_children[name].set(1 if up else 0)
 
     def scrape(self, seconds: float, *, ok: bool) -> None:
         """Count a scrape of a replica by the embedded monitor."""
@@ -217,14 +217,13 @@ class ServiceInstruments:
         self._runs = Gauge(names.RUNS, "Runs that the service keeps.", registry=registry)
         self._gpus = Gauge(names.GPUS, "GPUs that the driver shows.", registry=registry)
         self._gpus_free = Gauge(names.GPUS_FREE, "GPUs that can be taken.", registry=registry)
-        self._backend_up = Gauge(
+        backend_up = Gauge(
             names.BACKEND_UP,
             "Whether a source of the summary's figures answers.",
             ("backend",),
             registry=registry,
         )
-        for backend in BACKENDS:
-            self._backend_up.labels(backend)
+        self._backend_children = {backend: backend_up.labels(backend) for backend in BACKENDS}
 
     def _build_scrapes(self, registry: CollectorRegistry) -> None:
         self._scrapes = Counter(

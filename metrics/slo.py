@@ -94,9 +94,9 @@ def summarise(
     return Summary(
         rps=rps,
         errors_percent=_percent(100 * _positive(readings.error_rps) / rps) if rps > 0 else 0.0,
-        p95_duration_ms=1000 * _positive(readings.p95_seconds) if rps > 0 else 0.0,
+        p95_duration_ms=_milliseconds(readings.p95_seconds) if rps > 0 else 0.0,
         availability=_percent(availability),
-        latency_p95_ms=1000 * _positive(readings.slo_p95_seconds) if total > 0 else 0.0,
+        latency_p95_ms=_milliseconds(readings.slo_p95_seconds) if total > 0 else 0.0,
         data_status=_status(readings, deployed=deployed, stale_after=stale_after),
     )
 
@@ -120,6 +120,10 @@ def _status(readings: Readings, *, deployed: bool, stale_after: float) -> DataSt
 
 def _positive(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) and value > 0 else 0.0
+
+
+def _milliseconds(seconds: float | None) -> float:
+    return _positive(1000 * _positive(seconds))
 
 
 def _percent(value: float) -> float:

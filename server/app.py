@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -53,6 +54,9 @@ _HOUSEKEEPING_SECONDS = 30.0
 _DATABASE = web.AppKey("database", Database)
 _BLOBS = web.AppKey("blobs", Blobs)
 _INVENTORY = web.AppKey("inventory", Inventory)
+_ENVIRONMENTS = web.AppKey("environments", Environments)
+_MODEL_TREE = web.AppKey("model_tree", Path)
+_INSPECT_TREE = web.AppKey("inspect_tree", Path)
 _SESSIONS = web.AppKey("sessions", Sessions)
 
 
@@ -81,7 +85,9 @@ def create_app(settings: Settings) -> web.Application:
     app[keys.UPLOAD] = Upload(settings, store, app[_BLOBS])
     app.add_routes(definitions)
     setup_edge(app, settings, app[keys.MESSAGES], sessions, instruments.request)
-    app.cleanup_ctx.extend([_store, _devices, _monitoring, _serving, _preparing, _housekeeping])
+    app.cleanup_ctx.extend(
+        [_store, _devices, _monitoring, _environments, _serving, _preparing, _housekeeping]
+    )
     return app
 
 
@@ -118,12 +124,22 @@ async def _monitoring(app: web.Application) -> AsyncIterator[None]:
         await app[keys.SCRAPER].close()
 
 
+async def _environments(app: web.Application) -> AsyncIterator[None]:
+    root = app[keys.SETTINGS].data_dir.absolute()
+    app[_ENVIRONMENTS] = Environments(app[keys.SETTINGS], root / "environments")
+    app[_MODEL_TREE] = await asyncio.to_thread(build_tree, root / "trees", "model_server")
+    app[_INSPECT_TREE] = await asyncio.to_thread(build_tree, root / "trees", "inspect")
+    await app[_ENVIRONMENTS].open()
+    yield
+    await app[_ENVIRONMENTS].close()
+
+
 async def _serving(app: web.Application) -> AsyncIterator[None]:
     settings, store, scraper = app[keys.SETTINGS], app[keys.STORE], app[keys.SCRAPER]
     sandbox = app[keys.SANDBOX] = await Sandbox.probe()
     engine = LocalEngine(settings, sandbox, app[keys.MESSAGES], scraper.refused)
     await engine.open()
-    maker = await SpecMaker.open(settings, store)
+    maker = SpecMaker(settings, store, app[_ENVIRONMENTS], app[_MODEL_TREE])
     instruments = app[keys.INSTRUMENTS]
 
     async def unused(run_id: str) -> None:
@@ -154,12 +170,12 @@ async def _preparing(app: web.Application) -> AsyncIterator[None]:
         settings=settings,
         blobs=app[_BLOBS],
         devices=app[keys.DEVICES],
-        environments=Environments(settings, root / "environments"),
+        environments=app[_ENVIRONMENTS],
         sandbox=app[keys.SANDBOX],
         models=root / "models",
         specs=root / "specs",
-        model_tree=await asyncio.to_thread(build_tree, root / "trees", "model_server"),
-        inspect_tree=await asyncio.to_thread(build_tree, root / "trees", "inspect"),
+        model_tree=app[_MODEL_TREE],
+        inspect_tree=app[_INSPECT_TREE],
         observe=lambda step, status, seconds: instruments.step(step, status, seconds),
     )
     prepare = app[keys.PREPARE] = Prepare(

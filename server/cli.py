@@ -42,7 +42,7 @@ async def _serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     app = create_app(settings)
-    runner = make_runner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = make_runner(app, shutdown_timeout=_SHUTDOWN_SECONDS)
     try:
         await runner.setup()
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)

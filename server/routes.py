@@ -34,8 +34,6 @@ def routes() -> Iterable[web.RouteDef]:
         get("/metrics", system.metrics),
         get("/sd", system.discovery_of_replicas),
         get("/sd/replicas/{target}/metrics", system.replica_metrics),
-        get("/openapi.json", system.openapi),
-        get("/docs", system.docs),
         get("/{env}/v2", inference.server_metadata),
         get("/{env}/v2/health/live", inference.live),
         get("/{env}/v2/health/ready", inference.ready),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import aiohttp_session
 from aiohttp import web
 
-from server.api.cors import enable_cors
+from server.api.cors import AnswerHeaders, enable_preflights
 from server.api.middleware import Edge
 from server.api.protocol import EdgeRunner
 from server.api.security import Guard
@@ -35,15 +34,16 @@ def setup_edge(
     To be called once, after the routes are added: CORS is enabled for the ones that exist.
     """
     # aiohttp-session keeps its things in the request under plain strings.
-    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp_session")
-    edge = Edge(Guard(settings), messages, observe)
+    warnings.filterwarnings(
+        "ignore", category=web.NotAppKeyWarning, module=r"aiohttp_session|server\.api\.sessions"
+    )
     storage = SessionStorage(settings, session_store)
+    edge = Edge(Guard(settings), AnswerHeaders(settings), storage, messages, observe)
     app[EDGE] = edge
     app[STORAGE] = storage
     app.middlewares.append(edge.middleware())
-    aiohttp_session.setup(app, storage)
+    enable_preflights(app, settings)
     app.on_response_prepare.append(edge.on_prepare)
-    enable_cors(app, settings)
     return edge
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
+from multidict import istr
 
 from server.api.cors import preflight_of_nothing
 from server.api.errors import NoRouteError, error_body, error_reply
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler, Middleware
 
+    from server.api.cors import AnswerHeaders
     from server.api.security import Guard
+    from server.api.sessions import SessionStorage
     from server.messages import Messages
 
     Observe = Callable[[str, str, int, float], None]
@@ -43,6 +46,8 @@ CLIENT_GONE = 499
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_ID_HEADER = istr("X-Request-Id")
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -61,10 +66,19 @@ class Edge:
     template of the route, or ``unmatched``.
     """
 
-    def __init__(self, guard: Guard, messages: Messages, observe: Observe) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        cors: AnswerHeaders,
+        sessions: SessionStorage,
+        messages: Messages,
+        observe: Observe,
+    ) -> None:
         self.messages = messages
         self.next_id = request_ids()
         self._guard = guard
+        self._cors = cors
+        self._sessions = sessions
         self._observe = observe
 
     def middleware(self) -> Middleware:
@@ -74,7 +88,7 @@ class Edge:
         async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             loop = asyncio.get_running_loop()
             started = loop.time()
-            given = request.headers.get("X-Request-Id")
+            given = request.headers.get(_ID_HEADER)
             request_id = (
                 given if given is not None and _REQUEST_ID.fullmatch(given) else self.next_id()
             )
@@ -84,7 +98,10 @@ class Edge:
             try:
                 try:
                     self._guard.check(request)
+                    self._sessions.attach(request)
                     response = await handler(request)
+                    if self._sessions.is_changed(request):
+                        await self._sessions.keep(request, response)
                 except Exception as error:  # noqa: BLE001 - the one place where all errors end
                     response = self.answer(request, error)
                 status = response.status
@@ -95,8 +112,10 @@ class Edge:
         return edge
 
     async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Name the request in the headers of its answer, streamed ones included."""
-        response.headers["X-Request-Id"] = self._id(request)
+        """Complete the headers of an answer: its request's id, and CORS; streamed ones included."""
+        headers = response.headers
+        headers[_ID_HEADER] = self._id(request)
+        self._cors.add(request, headers)
 
     def answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
         """Return the JSON answer for an error.

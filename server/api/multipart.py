@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
-
-from server.api.errors import SlowRequestError
+from server.api.bodies import Pace, PacedBody, defer_continue
 from server.api.form import Event, FormError, FormParser, PartHead, boundary_of, shown_name
 from server.errors import InvalidRequestError, TooLargeError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from aiohttp import web
+
+__all__ = ["Pace", "UploadForm", "defer_continue", "open_form"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,31 +26,6 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Boundaries, headers and other fields of the form, all together.
 OVERHEAD_BYTES = 1024 * 1024
 FIELD_BYTES = 1024
-
-_EXPECTS = web.RequestKey("expects_continue", bool)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How slowly a body may come: seconds, and bytes a second once ``grace_seconds`` are over.
-
-    Only the time spent waiting for the caller counts, never our own disk.
-    """
-
-    idle_seconds: float = 15.0
-    grace_seconds: float = 30.0
-    bytes_per_second: float = 8192.0
-    whole_seconds: float = 3600.0
-
-
-async def defer_continue(request: web.Request) -> None:
-    """Send ``100 Continue`` only when the body is wanted: the route's ``expect_handler``.
-
-    So a request that is refused by its headers never sends its 500 MB.
-    """
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        raise web.HTTPExpectationFailed
-    request[_EXPECTS] = request.version >= (1, 1)
 
 
 class UploadForm:
@@ -153,27 +126,19 @@ async def open_form(request: web.Request, max_bytes: int, pace: Pace | None = No
     length = request.content_length
     if length is not None and length > max_bytes + OVERHEAD_BYTES:
         raise _too_large(max_bytes)
-    form = UploadForm(_Body(request, FormParser(boundary), pace or Pace()), max_bytes)
+    form = UploadForm(_Body(request, FormParser(boundary), pace), max_bytes)
     await form.find_file()
     return form
 
 
 class _Body:
-    """The events of a request's form, read at the pace that the caller must keep."""
+    """The events of a request's form."""
 
-    def __init__(self, request: web.Request, parser: FormParser, pace: Pace) -> None:
+    def __init__(self, request: web.Request, parser: FormParser, pace: Pace | None) -> None:
         self.file_bytes = 0
-        self._request = request
-        self._content = request.content
+        self._body = PacedBody(request, pace, CHUNK_BYTES)
         self._parser = parser
-        self._pace = pace
         self._events: deque[Event] = deque()
-        self._received = 0
-        self._waited = 0.0
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
-        # Flow control of this one body; the default of all connections stays small.
-        self._content.set_read_chunk_size(CHUNK_BYTES)
 
     async def next(self) -> Event | None:
         """Return the next event of the form, or ``None`` after its closing boundary."""
@@ -183,7 +148,7 @@ class _Body:
             data = await self._receive()
             if not data:
                 raise InvalidRequestError(
-                    "multipart_truncated" if self._received else "file_part_missing"
+                    "multipart_truncated" if self._body.received_bytes else "file_part_missing"
                 )
             try:
                 self._events.extend(self._parser.feed(data))
@@ -199,38 +164,9 @@ class _Body:
 
     async def _receive(self) -> bytes:
         # Everything received before has been handed out by now.
-        if self._received - self.file_bytes > OVERHEAD_BYTES:
+        if self._body.received_bytes - self.file_bytes > OVERHEAD_BYTES:
             raise TooLargeError("form_too_large", limit=OVERHEAD_BYTES)
-        await self._send_continue()
-        began = self._loop.time()
-        try:
-            async with asyncio.timeout(self._pace.idle_seconds):
-                data = await self._content.readany()
-        except TimeoutError:
-            raise SlowRequestError("body_too_slow") from None
-        except (RequestPayloadError, HttpProcessingError):
-            raise InvalidRequestError("body_malformed") from None
-        self._received += len(data)
-        self._check_pace(self._loop.time(), began)
-        return data
-
-    async def _send_continue(self) -> None:
-        if self._request.get(_EXPECTS):
-            self._request[_EXPECTS] = False
-            writer = self._request.writer
-            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            # The answer proper has not begun.
-            writer.output_size = 0
-
-    def _check_pace(self, now: float, began: float) -> None:
-        pace = self._pace
-        self._waited += now - began
-        is_slow = (
-            self._waited > pace.grace_seconds
-            and self._received < self._waited * pace.bytes_per_second
-        )
-        if is_slow or now - self._started > pace.whole_seconds:
-            raise SlowRequestError("body_too_slow")
+        return await self._body.receive()
 
 
 def _too_large(max_bytes: int) -> TooLargeError:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from yarl import URL
 
 from server.errors import InvalidRequestError
 from server.logs import run_id_var
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from server.settings import Settings
+
+_CACHED_LENGTH = 256
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 GPU_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -87,7 +92,16 @@ def whole_number(
 
 def optional(request: web.Request, name: str) -> str | None:
     """Return the one value of a parameter; it may be empty, and ``None`` means left out."""
-    values = request.query.getall(name, ())
+    query = request.rel_url.raw_query_string
+    # Polls repeat their query for ever.
+    parsed = _parsed(query) if len(query) <= _CACHED_LENGTH else _parsed.__wrapped__(query)
+    values = parsed.get(name, ())
     if len(values) > 1:
         raise InvalidRequestError("parameter_repeated", name=name)
     return values[0] if values else None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(query: str) -> dict[str, list[str]]:
+    values = URL.build(query_string=query, encoded=True).query
+    return {name: values.getall(name) for name in values}

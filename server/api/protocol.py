@@ -89,7 +89,12 @@ class EdgeProtocol(RequestHandler):
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; what aiohttp raised before any middleware ran becomes JSON first."""
-        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+        # The type is asked first: isinstance is slow for abstract classes.
+        if (
+            type(resp) is not web.Response
+            and isinstance(resp, web.HTTPException)
+            and resp.status >= 400
+        ):
             if isinstance(request, web.Request):
                 resp = self._edge.answer(request, resp)
             resp.force_close()

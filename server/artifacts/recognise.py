@@ -190,10 +190,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def _other(head: bytes) -> str:
-    if not head:
-        return "an empty file"
     if not head.strip(b"\x00"):
-        return "zeros"
+        return "zeros" if head else "nothing"
     if _is_safetensors(head):
         return "safetensors"
     if head[:2] in {b"\xff\xfe", b"\xfe\xff"}:

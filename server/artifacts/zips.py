@@ -49,7 +49,7 @@ def open_zip(file: IO[bytes], limits: Limits) -> zipfile.ZipFile:
     """
     start = _check_directory(file, limits)
     try:
-        archive = zipfile.ZipFile(file)  # noqa: SIM115 - the caller reads from it
+        archive = zipfile.ZipFile(file)
     except _UNREADABLE as error:
         raise InspectionError("archive_damaged", evidence=str(error)) from None
     if len(archive.infolist()) > limits.entries:
@@ -127,8 +127,12 @@ def _check_directory(file: IO[bytes], limits: Limits) -> int:
         raise InspectionError("archive_damaged", evidence="no end of the directory")
     _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
     end = size - len(tail) + at
-    if 0xFFFF in {count} or 0xFFFFFFFF in {length, start}:
-        count, length, end = _directory64(file, end)
+    # Readers prefer the zip64 record wherever there is one, whatever the short one says.
+    larger = _directory64(file, end)
+    if larger is not None:
+        count, length, end = larger
+    elif count == 0xFFFF or 0xFFFFFFFF in {length, start}:
+        raise InspectionError("archive_damaged", evidence="no end of the zip64 directory")
     if count > limits.entries:
         raise InspectionError("archive_too_many_entries", limit=limits.entries)
     if length > limits.directory_bytes or end - length < 0:
@@ -136,7 +140,7 @@ def _check_directory(file: IO[bytes], limits: Limits) -> int:
     return int(end - length)
 
 
-def _directory64(file: IO[bytes], end: int) -> tuple[int, int, int]:
+def _directory64(file: IO[bytes], end: int) -> tuple[int, int, int] | None:
     """Read the zip64 records that stand before the end record, if there are any."""
     try:
         file.seek(end - _LOCATOR.size)
@@ -144,10 +148,9 @@ def _directory64(file: IO[bytes], end: int) -> tuple[int, int, int]:
         file.seek(end - _LOCATOR.size - _END64.size)
         magic64, *_, count, length, _ = _END64.unpack(file.read(_END64.size))
     except (struct.error, ValueError, OSError):
-        magic = magic64 = b""
-        count = length = 0
+        return None
     if (magic, magic64) != (b"PK\x06\x07", b"PK\x06\x06"):
-        raise InspectionError("archive_damaged", evidence="no end of the zip64 directory")
+        return None
     return count, length, end - _LOCATOR.size - _END64.size
 
 

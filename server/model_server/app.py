@@ -132,8 +132,10 @@ class Application:
             raise
         except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
             response = self._answers.refuse(request, refusal_of(error))
-        # Whoever waits here for its next request would be cut off.
-        if self.is_draining or self._served.batcher.is_stuck:
+        # Whoever waits here for its next request would be cut off; and where a body was not
+        # read to its end, there is no telling where the next request begins.
+        leaving = self.is_draining or self._served.batcher.is_stuck
+        if leaving or not request.content.is_eof():
             response.force_close()
         return response
 

@@ -33,7 +33,7 @@ def read_sample(path: str, signature: Signature, *, shapes_bind: bool) -> Dict[s
     give way to the sample.
 
     Raises:
-        ModelFailure: ``sample_unreadable`` or ``sample_does_not_fit``.
+        ModelFailure: ``sample_unreadable``, ``sample_names_differ`` or ``sample_does_not_fit``.
     """
     given = _by_name(_load(path), signature)
     return {
@@ -94,10 +94,9 @@ def _by_name(given: Mapping[str, Any], signature: Signature) -> Dict[str, Any]:
     if nameless and len(given) == len(wanted):
         return dict(zip(wanted, given.values()))
     raise ModelFailure(
-        "sample_does_not_fit",
-        tensor=", ".join(wanted)[:200],
-        expected=", ".join(wanted)[:200],
-        found=scrub(", ".join(given))[:200],
+        "sample_names_differ",
+        expected=scrub(", ".join(wanted))[:150],
+        found=scrub(", ".join(given))[:150],
     )
 
 

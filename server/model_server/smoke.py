@@ -58,7 +58,7 @@ def smoke_test(
 
     Raises:
         ModelFailure: ``smoke_test_not_finite``, ``signature_unknown``, ``smoke_test_failed``,
-            ``sample_unreadable`` or ``sample_does_not_fit``.
+            or what a sample is refused for.
     """
     search = _Search()
     started = time.monotonic()

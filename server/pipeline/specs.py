@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from server.engines.base import EngineError, ReplicaSpec
-from server.environments.build import find_environment
-from server.environments.trees import build_tree
+from server.environments.lock import lock_of
+from server.errors import StepFailedError
 from server.pipeline.devices import CPU
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from server.environments.build import Environments
     from server.records import Deployment, Params, Preparation, Run
     from server.settings import Settings
     from server.store.state import Store
@@ -54,17 +54,14 @@ def model_spec(
 class SpecMaker:
     """Describes replicas to the engine."""
 
-    def __init__(self, settings: Settings, store: Store, tree: Path) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, environments: Environments, tree: Path
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._environments = environments
         self._tree = tree
-        self._root = settings.data_dir.absolute()
-
-    @classmethod
-    async def open(cls, settings: Settings, store: Store) -> Self:
-        """Make ready the modules that replicas import."""
-        root = settings.data_dir.absolute() / "trees"
-        return cls(settings, store, await asyncio.to_thread(build_tree, root, "model_server"))
+        self._models = settings.data_dir.absolute() / "models"
 
     async def make(self, made: Deployment, version: int, run_id: str) -> ReplicaSpec:
         """Describe a replica of a version of a deployment.
@@ -76,12 +73,14 @@ class SpecMaker:
         if run is None:
             raise EngineError("run_gone", permanent=True)
         prepared = self._store.preparation(run_id)
-        environment = await asyncio.to_thread(
-            find_environment, self._root / "environments", prepared.environment
-        )
-        if environment is None:
-            raise EngineError("environment_missing", permanent=True)
-        folder = self._root / "models" / run_id
+        device = "cpu" if prepared.device == CPU else "cuda"
+        try:
+            # Built at preparation; built again if somebody has cleared the folder since.
+            lock = lock_of((prepared.passport or {}).get("lock", ""), device)
+            environment = await self._environments.build(lock, lambda _code, _params: None)
+        except StepFailedError as error:
+            raise EngineError(error.code, evidence=error.evidence, **error.params) from error
+        folder = self._models / run_id
         secret = None if self._settings.inference_is_open else secrets.token_urlsafe(32)
         return ReplicaSpec(
             replica_id=secrets.token_hex(8),

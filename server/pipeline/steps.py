@@ -203,11 +203,19 @@ class Attempt:
         environments = self._workshop.environments
         kind = "cpu" if self.made.device == CPU else "cuda"
         began = time.monotonic()
-        chosen = plan(self.made.model_kind, str(self._report["format"]), self._requirements, kind)
-        lock = await environments.lock(chosen)
-        self._environment = await environments.build(
-            lock, lambda code, params: self._say(Step.ENVIRONMENT, code, params)
+        chosen = plan(
+            self.made.model_kind,
+            str(self._report["format"]),
+            self._requirements,
+            kind,
+            self._report.get("made_with"),
         )
+
+        def say(code: str, params: Params) -> None:
+            self._say(Step.ENVIRONMENT, code, params)
+
+        lock = await environments.lock(chosen, say)
+        self._environment = await environments.build(lock, say)
         self.made = replace(self.made, environment=self._environment.digest)
         await self._done(
             Step.ENVIRONMENT,

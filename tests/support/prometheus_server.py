@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -14,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.needs import need
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 def binary(name: str) -> str:
     """Path of an installed program; without it the test is skipped, or fails where CI=true."""
-    found = shutil.which(name)
-    if found is None:
-        reason = f"{name} is not installed (apt-get install prometheus)"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+    return need(name, "prometheus")
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Set, 
 
 import numpy as np
 
-from server.model_server.evidence import one_line
+from server.model_server.evidence import scrub
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.runtimes.arrays import (
     batched,
@@ -41,8 +41,8 @@ _DATATYPES = {
 
 _CAUSES: Tuple[Tuple[str, str], ...] = (
     ("onnx_opset_too_new", r"Unsupported model IR version"),
+    ("onnx_opset_too_new", r"ONNX Runtime only \*?guarantees\*? support for models"),
     ("onnx_opset_too_new", r"Current official support for domain"),
-    ("onnx_opset_too_new", r"only guarantees support for models stamped with official"),
     ("onnx_missing_external_data", r"[Ee]xternal data|external initializer"),
     ("onnx_operator_missing", r"Could not find an implementation for (?P<name>[\w.]+)"),
     ("onnx_operator_missing", r"No Op registered for (?P<name>[\w.]+)"),
@@ -190,5 +190,6 @@ def _load_failure(error: Exception) -> ModelFailure:
         found = re.search(pattern, text)
         if found is not None:
             params = {key: str(value)[:100] for key, value in found.groupdict().items()}
-            return ModelFailure(code, evidence=one_line(error), **params)
-    return ModelFailure("onnx_invalid", evidence=one_line(error))
+            return ModelFailure(code, evidence=scrub(text[found.start() :]), **params)
+    # What stands before this word is the file's path.
+    return ModelFailure("onnx_invalid", evidence=scrub(text.split("failed:", 1)[-1]))

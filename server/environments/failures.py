@@ -1,0 +1,76 @@
+"""Names what went wrong in the package installer, from what it printed."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from server.errors import StepFailedError
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s)`'\"]+")
+_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
+_NOT_FETCHED = re.compile(r"Failed to fetch:? `?\S*?/([A-Za-z0-9][\w.-]*?)/?`?$", re.MULTILINE)
+_NOT_CACHED = re.compile(r"Because (\S+?)(?:==\S+|\[\S+)? was not found in the cache")
+_NOT_THERE = re.compile(
+    r"Because (\S+) was not found in"
+    r"|there (?:is|are) no versions? of ([^\s,]+)"
+    r"|Because (\S+) has no usable wheels"
+    r"|Because (\S+) has no wheels"
+    r"|only ([^\s,]+) (?:is|are) available"
+)
+_NETWORK_MARKS = (
+    "Failed to fetch",
+    "error sending request",
+    "dns error",
+    "tcp connect error",
+    "network was disabled",
+    "operation timed out",
+    "Failed to download",
+)
+_EVIDENCE_CHARS = 300
+
+
+def is_offline(output: str) -> bool:
+    """Tell whether the installer failed because it could not reach an index."""
+    return any(mark in output for mark in _NETWORK_MARKS)
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether the disk (or the quota on it) is used up."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def named_failure(output: str, packages: tuple[str, ...]) -> StepFailedError:
+    """Return the failure that the installer's output shows.
+
+    ``packages`` is what was asked for, for the case that the output does not say which of them
+    is missing.
+    """
+    evidence = main_line(output)
+    if "os error 28" in output or "No space left" in output or "os error 122" in output:
+        return StepFailedError("disk_full", evidence=evidence)
+    if is_offline(output):
+        missing = missing_packages(output) or packages
+        return StepFailedError("packages_offline", evidence=evidence, packages=list(missing))
+    absent = _NOT_THERE.search(output)
+    if absent is not None and " depends on " not in output:
+        package = next(group for group in absent.groups() if group)
+        return StepFailedError("package_unavailable", evidence=evidence, package=package)
+    if "No solution found" in output:
+        return StepFailedError("dependency_conflict", evidence=evidence)
+    return StepFailedError("environment_failed", evidence=evidence)
+
+
+def missing_packages(output: str) -> tuple[str, ...]:
+    """Return the packages that could not be fetched, as far as the output names them."""
+    return tuple(dict.fromkeys([*_NOT_CACHED.findall(output), *_NOT_FETCHED.findall(output)]))
+
+
+def main_line(output: str) -> str:
+    """Return the installer's main sentence on one line, without addresses and paths."""
+    cause = re.search(r"cause: (Because .*?)(?:\n\s*\n|\Z)", output, re.DOTALL)
+    if cause is None:
+        cause = re.search(r"(?:^|\n)error: (.*?)(?:\n\s*\n|\Z)", output, re.DOTALL)
+    text = cause[1] if cause is not None else output[-_EVIDENCE_CHARS:]
+    text = _PATH.sub("…", _ADDRESS.sub("…", text))
+    return " ".join(text.split())[:_EVIDENCE_CHARS]

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from metrics import names
+
+
+def test_the_ladder_has_192_bounds_from_a_millisecond_to_a_minute() -> None:
+    assert len(names.LATENCY_BOUNDS) == 192
+    assert names.LATENCY_BOUNDS[0] == 0.001
+    assert names.LATENCY_BOUNDS[-3:] == (10.0, 30.0, 60.0)
+
+
+def test_neighbouring_bounds_up_to_ten_seconds_are_at_most_five_percent_apart() -> None:
+    ratios = [upper / lower for lower, upper in pairwise(names.LATENCY_BOUNDS[:-2])]
+
+    assert max(ratios) < 1.0515
+    assert min(ratios) > 1.03
+
+
+def test_every_bound_is_written_with_a_point_and_reads_back() -> None:
+    for bound in names.LATENCY_BOUNDS:
+        text = names.bound_text(bound)
+        assert "." in text
+        assert float(text) == bound
+    assert names.bound_text(math.inf) == "+Inf"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(200, "2xx"), (304, "2xx"), (400, "4xx"), (499, "4xx"), (500, "5xx"), (503, "5xx")],
+)
+def test_a_status_belongs_to_one_of_three_classes(status: int, expected: str) -> None:
+    assert names.code_class(status) == expected
