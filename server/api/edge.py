@@ -16,7 +16,7 @@ from server.api.sessions import STORAGE, SessionStorage
 if TYPE_CHECKING:
     from server.api.middleware import Observe
     from server.api.sessions import SessionStore
-    from server.messages import Messages
+    from server.messages import Language, Messages
     from server.settings import Settings
 
 EDGE = web.AppKey("edge", Edge)
@@ -52,6 +52,6 @@ def make_runner(app: web.Application, **options: Any) -> EdgeRunner:
     return EdgeRunner(app, app[EDGE], **options)
 
 
-def language_of(request: web.Request) -> str:
+def language_of(request: web.Request) -> Language:
     """Return the language of the request's answers, ``ru`` or ``en``."""
     return request.app[EDGE].language(request)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from server.api.cors import AnswerHeaders
     from server.api.security import Guard
     from server.api.sessions import SessionStorage
-    from server.messages import Messages
+    from server.messages import Language, Messages
 
     Observe = Callable[[str, str, int, float], None]
 
@@ -143,7 +143,7 @@ class Edge:
             known = PersephoneError("internal_error")
         return self._reply(request, known)
 
-    def language(self, request: web.BaseRequest) -> str:
+    def language(self, request: web.BaseRequest) -> Language:
         """Return the language of the request's answers."""
         return self.messages.language(request.headers.get("Accept-Language"))
 

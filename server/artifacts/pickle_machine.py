@@ -23,6 +23,8 @@ _MOST_NESTED = 64
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
 _DTYPE = re.compile(r"[<>=|]?([?biufcmMOSUVaB])(\d*)")
 _HAS_OBJECTS = 1
+# How protocols 0 and 1 make an object of a class; Python 2 had another name for the module.
+_RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
 
 
 class _Opaque:
@@ -55,7 +57,7 @@ class Built:
     def name(self) -> str:
         """The class or function that makes it, as far as that is known."""
         maker = self.maker
-        if isinstance(maker, Global) and maker.name.endswith("copyreg._reconstructor"):
+        if isinstance(maker, Global) and maker.name in _RECONSTRUCTORS:
             maker = self.args[0] if isinstance(self.args, tuple) and self.args else maker
         return maker.name if isinstance(maker, Global) else "?"
 

@@ -158,7 +158,12 @@ class Environments:
         if shared is None:
             listeners: list[Progress] = []
 
+            last: list[tuple[str, dict[str, Any]]] = []
+
             def say(code: str, params: dict[str, Any]) -> None:
+                if last == [(code, params)]:
+                    return
+                last[:] = [(code, params)]
                 for listener in listeners:
                     listener(code, params)
 

@@ -27,7 +27,7 @@ from server.messages import Messages
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
 ORIGIN = "http://localhost:3000"
 MAX_UPLOAD = 3 * 1024 * 1024
@@ -150,10 +150,12 @@ async def running(
     *,
     pace: Pace | None = None,
     pause: float = 0.0,
+    routes: Iterable[web.RouteDef] = (),
     sessions: MemorySessions | None = None,
     **options: Any,
 ) -> AsyncIterator[Toy]:
     app = toy_app(pace, pause)
+    app.add_routes(routes)
     observed: list[tuple[str, str, int]] = []
     sessions = sessions or MemorySessions()
     setup_edge(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from metrics import names
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_ladder_has_192_bounds_from_a_millisecond_to_a_minute() -> None:
@@ -35,3 +39,18 @@ def test_every_bound_is_written_with_a_point_and_reads_back() -> None:
 )
 def test_a_status_belongs_to_one_of_three_classes(status: int, expected: str) -> None:
     assert names.code_class(status) == expected
+
+
+def test_the_documentation_has_every_metric_and_no_other() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    known = {*names.SERVICE_METRICS, names.REQUESTS, names.DURATION}
+    known |= {names.IN_PROGRESS, names.MODEL_INFO, names.START_TIME}
+
+    named = re.findall(r"`((?:persephone|inference|process)_[a-z_]+)`", text)
+    assert set(named) - {"process_"} == known
+
+
+def test_the_job_in_the_configuration_is_the_one_that_is_asked_for() -> None:
+    text = (ROOT / "prometheus.yml").read_text()
+
+    assert f"job_name: {names.MODELS_JOB}\n" in text

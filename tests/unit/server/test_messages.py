@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import ast
+import re
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from babel.messages.pofile import read_po
+
+from server.messages import LANGUAGES, LOCALE_DIR, MAX_LENGTH, Messages, preferred_language
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+
+
+def catalogues() -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Language, domain and texts of every catalogue."""
+    for path in sorted(LOCALE_DIR.glob("*/LC_MESSAGES/*.po")):
+        with path.open("rb") as file:
+            texts = {str(one.id): str(one.string) for one in read_po(file) if one.id}
+        yield path.parts[-3], path.stem, texts
+
+
+def fields(text: str) -> set[str]:
+    """The parameters that a text names, without formats."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def domain(language: str, name: str) -> dict[str, str]:
+    [texts] = [texts for lang, found, texts in catalogues() if (lang, found) == (language, name)]
+    return texts
+
+
+DOMAINS = sorted({name for _, name, _ in catalogues()})
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_every_text_exists_in_both_languages_with_the_same_parameters(name: str) -> None:
+    russian, english = domain("ru", name), domain("en", name)
+    assert russian.keys() == english.keys()
+    for code in russian:
+        assert russian[code].strip(), code
+        assert english[code].strip(), code
+        assert fields(russian[code]) == fields(english[code]), code
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_codes_and_texts_have_the_form_that_is_promised(name: str) -> None:
+    for language in LANGUAGES:
+        for code, text in domain(language, name).items():
+            assert re.fullmatch(r"[a-z][a-z0-9_]+", code), code
+            assert len(text) <= MAX_LENGTH - 100, code
+            assert "\n" not in text, code
+            assert all(field.isidentifier() for field in fields(text)), code
+            if language == "en":
+                assert not re.search("[а-яА-Я]", text), code
+            else:
+                assert re.search("[а-яА-Я]", text), code
+
+
+def test_a_code_in_two_domains_takes_the_same_parameters() -> None:
+    seen: dict[str, set[str]] = {}
+    for _, name, texts in catalogues():
+        for code, text in texts.items():
+            assert seen.setdefault(code, fields(text)) == fields(text), (name, code)
+
+
+def codes_in_source(path: Path) -> Iterator[str]:
+    """The codes that a module raises: the first argument of a call to a ``...Error``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func
+        name = called.id if isinstance(called, ast.Name) else called
+        first = node.args[0]
+        if not isinstance(name, str) or not name.endswith("Error"):
+            continue
+        if isinstance(first, ast.Constant) and re.fullmatch(r"[a-z][a-z0-9_]+", str(first.value)):
+            yield str(first.value)
+
+
+def test_every_code_that_the_http_layer_raises_has_a_text() -> None:
+    known = Messages().codes("ru")
+    raised = {
+        code for path in (ROOT / "server" / "api").glob("*.py") for code in codes_in_source(path)
+    }
+    assert len(raised) > 20
+    assert raised <= known, raised - known
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        (None, "ru"),
+        ("", "ru"),
+        ("*", "ru"),
+        ("ru", "ru"),
+        ("ru-RU,ru;q=0.9,en-US;q=0.8", "ru"),
+        ("en", "en"),
+        ("EN-us", "en"),
+        ("en-US,en;q=0.9,ru;q=0.8", "en"),
+        ("de", "ru"),
+        ("de, en;q=0.5", "en"),
+        ("de, en;q=0.5, ru;q=0.4", "en"),
+        ("en;q=0", "ru"),
+        ("ru;q=0, en;q=0.1", "en"),
+        ("en;q=0.5, ru;q=0.5", "en"),
+        ("*;q=0.9, en;q=0.8", "ru"),
+        ("en;q=2", "ru"),
+        ("en;q=x", "ru"),
+        (";;;,,,", "ru"),
+        ("english", "ru"),
+        ("en," * 5000, "en"),
+        ("\udcff", "ru"),
+    ],
+)
+def test_the_better_liked_language_is_chosen(header: str | None, language: str) -> None:
+    assert preferred_language(header) == language
+    assert Messages().language(header) == language
+
+
+def test_parameters_are_filled_in_on_one_line_and_bounded() -> None:
+    messages = Messages()
+    text = messages.render(
+        "env_unknown", {"value": "a\r\nb\x00c\u2028d", "known": ("x", "y")}, "en"
+    )
+    assert text == "There is no environment a b c d. Give the parameter env one of: x, y."
+    for language in LANGUAGES:
+        long = messages.render("env_unknown", {"value": "я" * 5000, "known": "z" * 5000}, language)
+        assert len(long) <= MAX_LENGTH
+
+
+def test_text_of_a_user_is_never_taken_as_a_format() -> None:
+    text = Messages().render("run_id_malformed", {"value": "{0.__class__}{known}%s"}, "en")
+    assert "{0.__class__}{known}%s" in text
+
+
+@pytest.mark.parametrize("language", ["ru", "en", None, "xx"])
+@pytest.mark.parametrize(
+    ("code", "params"),
+    [("no_such_code", {}), ("env_unknown", {}), ("env_unknown", None), ("a\nb", {"x": 1})],
+)
+def test_rendering_never_fails(code: str, params: dict[str, object] | None, language: str) -> None:
+    text = Messages().render(code, params, language)
+    assert code.replace("\n", " ") in text
+    assert bool(re.search("[а-яА-Я]", text)) == (language != "en")
+
+
+def test_no_text_names_a_path_of_a_machine() -> None:
+    for language, name, texts in catalogues():
+        for code, text in texts.items():
+            assert not re.search(r"/(home|root|work|opt|tmp|etc|usr|var)/", text), (
+                language,
+                name,
+                code,
+            )
