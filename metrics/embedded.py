@@ -11,7 +11,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from metrics import names
-from metrics.exposition import BUCKETS_FROM, ExpositionError, ExpositionReader
+from metrics.exposition import BUCKETS_FROM, ExpositionError, ExpositionReader, Layouts
 from metrics.history import Probes, Samples
 from metrics.semantics import Window, extrapolate, histogram_quantile
 from metrics.slo import QUANTILE, RED_SECONDS, SLO_SECONDS, Readings
@@ -34,7 +34,7 @@ class _History:
     __slots__ = ("closed", "dropped", "last_at", "probes", "reader", "samples")
 
     def __init__(self, *, fine: int, coarse: int, keep: int, coarse_bytes: int) -> None:
-        self.reader: ExpositionReader | None = ExpositionReader()
+        self.reader: ExpositionReader | None = None
         self.samples = Samples(fine=fine, coarse=coarse, keep=keep, coarse_bytes=coarse_bytes)
         self.probes = Probes(fine=fine, coarse=coarse, keep=keep)
         self.last_at = -1
@@ -114,6 +114,7 @@ class EmbeddedMonitor:
         self._max_targets = max_targets
         self._coarse_bytes = coarse_bytes
         self._runs: dict[str, dict[Target, _History]] = {}
+        self._layouts: Layouts = {}
         self._number = 0
         self._tidied_at = 0
 
@@ -133,7 +134,7 @@ class EmbeddedMonitor:
         vector = None
         if text is not None:
             if history.reader is None:
-                history.reader = ExpositionReader()
+                history.reader = ExpositionReader(self._layouts)
             try:
                 vector = history.reader.read(text)
             except ExpositionError:

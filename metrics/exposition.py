@@ -36,6 +36,8 @@ BUCKETS_FROM = len(COUNTER_SERIES)
 GAUGES = (f"{names.DURATION}_sum", names.IN_PROGRESS, names.START_TIME)
 
 _SLOTS = {series: slot for slot, series in enumerate(LAYOUT)}
+# A replica could think of ever new layouts; honest ones have two.
+_MAX_LAYOUTS = 8
 # Slots of lines that hold no sample of ours, and of lines that hold none at all.
 _IGNORED, _COMMENT = -1, -2
 # Counts above this are no longer exact in a double; no replica counts that far.
@@ -51,6 +53,11 @@ class ExpositionError(ValueError):
     """A replica's text is too large, incomplete, or holds a value that is no count."""
 
 
+Layouts = dict[int, list[tuple[str, int, int]]]
+"""Where series stand in texts of so many lines: how each line starts, how long that start is,
+and the slot of its value. Shared by readers, since replicas' texts are alike."""
+
+
 class ExpositionReader:
     """Reads the same target's text again and again.
 
@@ -58,11 +65,11 @@ class ExpositionReader:
     values, and then only the values are read.
     """
 
-    __slots__ = ("_heads", "_text", "_vector")
+    __slots__ = ("_layouts", "_seen", "_vector")
 
-    def __init__(self) -> None:
-        self._heads: list[tuple[str, int, int]] = []
-        self._text: str | None = None
+    def __init__(self, layouts: Layouts | None = None) -> None:
+        self._layouts: Layouts = {} if layouts is None else layouts
+        self._seen: tuple[int, int] | None = None
         self._vector: array[float] = array("d")
 
     def read(self, text: str) -> array[float]:
@@ -71,22 +78,31 @@ class ExpositionReader:
         Raises:
             ExpositionError: the text cannot be taken as a whole.
         """
-        if text == self._text:
+        seen = (len(text), hash(text))
+        if seen == self._seen:
             return self._vector
         _check_size(text)
         vector = self._read_by_place(text)
         if vector is None:
-            vector, self._heads = _read_fully(text)
-        self._text, self._vector = text, vector
+            vector, layout = _read_fully(text)
+            if layout:
+                self._remember(layout)
+        self._seen, self._vector = seen, vector
         return vector
+
+    def _remember(self, layout: list[tuple[str, int, int]]) -> None:
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[len(layout)] = layout
 
     def _read_by_place(self, text: str) -> array[float] | None:
         lines = text.split("\n")
-        if len(lines) != len(self._heads):
+        layout = self._layouts.get(len(lines))
+        if layout is None:
             return None
         vector = array("d", bytes(8 * len(LAYOUT)))
         try:
-            for line, (start, length, slot) in zip(lines, self._heads, strict=True):
+            for line, (start, length, slot) in zip(lines, layout, strict=True):
                 if not line.startswith(start) or (slot == _COMMENT and line != start):
                     return None
                 if slot >= 0:
@@ -152,6 +168,10 @@ def _read_fully(text: str) -> tuple[array[float], list[tuple[str, int, int]]]:
             heads.append((line, len(line), _COMMENT))
             continue
         series = line.rsplit(" ", 1)[0]
+        if series.startswith(names.MODEL_INFO + "{"):
+            # Its labels differ from model to model, and nothing is read from it.
+            heads.append((names.MODEL_INFO, len(names.MODEL_INFO), _IGNORED))
+            continue
         slot = _SLOTS.get(series, _IGNORED)
         if slot in taken:
             return vector, []

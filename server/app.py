@@ -16,10 +16,12 @@ from prometheus_client import CollectorRegistry
 from gpu.inventory import Inventory
 from metrics.client import PrometheusClient
 from metrics.embedded import EmbeddedMonitor
+from metrics.persistence import dump
 from metrics.service import ServiceInstruments
 from server import keys
 from server.api.edge import setup_edge
 from server.api.gateway import GATEWAY, Gateway
+from server.api.openapi import Reference
 from server.engines.local import LocalEngine
 from server.environments.build import Environments
 from server.environments.trees import build_tree
@@ -40,6 +42,7 @@ from server.sandbox.launch import Sandbox
 from server.states import Step
 from server.store.blobs import Blobs
 from server.store.database import Database
+from server.store.history import keep_history, load_history
 from server.store.sessions import Sessions
 from server.store.state import Store
 
@@ -57,13 +60,14 @@ _INVENTORY = web.AppKey("inventory", Inventory)
 _ENVIRONMENTS = web.AppKey("environments", Environments)
 _MODEL_TREE = web.AppKey("model_tree", Path)
 _INSPECT_TREE = web.AppKey("inspect_tree", Path)
+_EMBEDDED = web.AppKey("embedded", EmbeddedMonitor)
 _SESSIONS = web.AppKey("sessions", Sessions)
 
 
 def create_app(settings: Settings) -> web.Application:
     """Return the service on a data folder that the caller owns."""
     app = web.Application(client_max_size=settings.max_upload_bytes)
-    definitions = list(routes())
+    definitions = list(routes(Reference(settings)))
     database = Database(settings.database)
     store = Store(database)
     sessions = Sessions(database)
@@ -108,7 +112,8 @@ async def _devices(app: web.Application) -> AsyncIterator[None]:
 
 async def _monitoring(app: web.Application) -> AsyncIterator[None]:
     settings = app[keys.SETTINGS]
-    embedded = EmbeddedMonitor()
+    embedded = app[_EMBEDDED] = EmbeddedMonitor()
+    await asyncio.to_thread(load_history, embedded, _history(settings))
     app[keys.SCRAPER] = Scraper(
         app[keys.STORE],
         embedded,
@@ -122,6 +127,11 @@ async def _monitoring(app: web.Application) -> AsyncIterator[None]:
         app[keys.SCRAPER].open()
         yield
         await app[keys.SCRAPER].close()
+    await asyncio.to_thread(keep_history, dump(embedded), _history(settings))
+
+
+def _history(settings: Settings) -> Path:
+    return settings.data_dir / "history.json"
 
 
 async def _environments(app: web.Application) -> AsyncIterator[None]:
@@ -176,7 +186,7 @@ async def _preparing(app: web.Application) -> AsyncIterator[None]:
         specs=root / "specs",
         model_tree=app[_MODEL_TREE],
         inspect_tree=app[_INSPECT_TREE],
-        observe=lambda step, status, seconds: instruments.step(step, status, seconds),
+        observe=instruments.step,
     )
     prepare = app[keys.PREPARE] = Prepare(
         store, app[keys.DEVICES], workshop, concurrency=settings.prepare_concurrency
@@ -196,6 +206,9 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
             try:
                 await app[keys.RUNS].expire_leases()
                 await app[_SESSIONS].forget_expired(time.time())
+                await asyncio.to_thread(
+                    keep_history, dump(app[_EMBEDDED]), _history(app[keys.SETTINGS])
+                )
             except Exception:
                 logger.exception("housekeeping failed; it is tried again")
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)

@@ -10,8 +10,8 @@ import sys
 import uvloop
 from aiohttp import web
 
-from server.api.edge import make_runner
 from server.announcement import announcement
+from server.api.edge import make_runner
 from server.app import create_app
 from server.data_folder import DataFolder
 from server.logs import configure_logs

@@ -12,11 +12,13 @@ from server.api.multipart import defer_continue
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from server.api.openapi import Reference
+
 MODEL = "/{env}/v2/models/{name}"
 
 
-def routes() -> Iterable[web.RouteDef]:
-    """Return every route of the service."""
+def routes(reference: Reference) -> Iterable[web.RouteDef]:
+    """Return every route of the service; ``reference`` explains them to people."""
     get, post = web.get, web.post
     return [
         post("/upload", upload.upload, expect_handler=defer_continue),
@@ -34,6 +36,8 @@ def routes() -> Iterable[web.RouteDef]:
         get("/metrics", system.metrics),
         get("/sd", system.discovery_of_replicas),
         get("/sd/replicas/{target}/metrics", system.replica_metrics),
+        get("/openapi.json", reference.openapi),
+        get("/docs", reference.docs),
         get("/{env}/v2", inference.server_metadata),
         get("/{env}/v2/health/live", inference.live),
         get("/{env}/v2/health/ready", inference.ready),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from server import keys
 from server.api import parameters
 from server.api.addresses import endpoint, gateway
@@ -16,6 +14,8 @@ from server.records import Text
 from server.states import Phase, Wanted
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from server.records import Deployment, Run
 
 

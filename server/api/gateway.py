@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from yarl import URL
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-SECRET_HEADER = "X-Persephone-Secret"
+SECRET_HEADER = "X-Persephone-Secret"  # noqa: S105 - the header's name
 _HELD_BYTES = 256 * 1024
 _CHUNK_BYTES = 256 * 1024
 _CONNECT_SECONDS = 2.0

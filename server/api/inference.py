@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp import web
 from yarl import URL
 
 from server import __version__, keys
@@ -16,6 +15,8 @@ from server.errors import NotFoundError, UnauthenticatedError, UnavailableError
 from server.states import Wanted
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from server.records import Deployment
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from server import keys
 from server.api import parameters
 from server.api.replies import present, reply
 from server.api.runs import run_of
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 async def summary(request: web.Request) -> web.Response:

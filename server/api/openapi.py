@@ -189,7 +189,6 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 "RunDeleted",
                 [name],
                 errors="400 403 404",
-                curl=f"curl -b cookies -X DELETE {{base}}/runs/{'0' * 32}",
             )
         },
     }

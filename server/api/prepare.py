@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from server import keys
 from server.api import parameters
 from server.api.edge import language_of
@@ -13,6 +11,8 @@ from server.api.replies import present, reply
 from server.api.runs import run_of
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from server.records import Preparation, StepState, Text
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from server import keys
 from server.api import parameters
 from server.api.replies import present, reply
 from server.api.sessions import owner_of
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from server.records import Run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +13,7 @@ from metrics.instruments import CONTENT_TYPE
 from metrics.targets import discovery
 from server import __version__, keys
 from server.api.replies import present, reply
-from server.errors import NotFoundError, UnavailableError
+from server.errors import ForbiddenError, NotFoundError, UnavailableError
 
 
 async def healthz(_request: web.Request) -> web.Response:
@@ -54,8 +55,22 @@ def _problems(request: web.Request) -> list[str]:
     return []
 
 
+def _refuse_strangers(request: web.Request) -> None:
+    """Raise ForbiddenError unless the caller is on this machine: run ids are secrets."""
+    if request.app[keys.SETTINGS].is_loopback:
+        return
+    remote = request.remote or ""
+    try:
+        if ip_address(remote).is_loopback:
+            return
+    except ValueError:
+        pass
+    raise ForbiddenError("only_from_this_machine")
+
+
 async def metrics(request: web.Request) -> web.Response:
     """``GET /metrics``: the service's own figures."""
+    _refuse_strangers(request)
     app = request.app
     instruments = app[keys.INSTRUMENTS]
     store = app[keys.STORE]
@@ -76,12 +91,14 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def discovery_of_replicas(request: web.Request) -> web.Response:
     """``GET /sd``: Prometheus' HTTP discovery of all replicas."""
+    _refuse_strangers(request)
     found: list[dict[str, Any]] = discovery(request.app[keys.SCRAPER].targets(), request.host)
     return reply(found)
 
 
 async def replica_metrics(request: web.Request) -> web.Response:
     """``GET /sd/replicas/{target}/metrics``: one replica's figures, cleaned."""
+    _refuse_strangers(request)
     scraper = request.app[keys.SCRAPER]
     target = scraper.find(request.match_info["target"])
     if target is None:

@@ -225,5 +225,5 @@ def _check_text(data: bytes, *, is_whole: bool) -> None:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        if is_whole or error.start < len(data) - 3:
+        if is_whole or error.reason != "unexpected end of data":
             raise WireError("a text that is none") from None

@@ -24,6 +24,7 @@ TAR_BLOCK = 512
 COMPRESSIONS = frozenset({"gzip", "zlib", "bz2", "xz", "lzma"})
 
 _PEEK_BYTES = 4096
+_CUT = "unexpected end of data"
 _XZ_MEMORY = 256 * 1024**2
 
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
@@ -183,7 +184,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
+        if error.reason != _CUT:
             return False
         text = head[: error.start].decode()
     return bool(text) and not re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text)

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 from server.artifacts.failures import InspectionError
 from server.artifacts.pickle_machine import Built, Mapping
 from server.artifacts.pickles import PickleReport, read_pickle
-from server.artifacts.zips import check_bytes, open_zip
+from server.artifacts.zips import UNREADABLE, check_bytes, open_zip
 
 if TYPE_CHECKING:
     import zipfile
@@ -72,8 +72,12 @@ def refuse_saved(archive: zipfile.ZipFile) -> None:
             ``module_pickle_not_torchscript``.
     """
     name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    with archive.open(name) as stream:
-        refuse_saved_pickle(read_pickle(stream))
+    try:
+        with archive.open(name) as stream:
+            report = read_pickle(stream)
+    except UNREADABLE as error:
+        raise InspectionError("archive_damaged", evidence=str(error)) from None
+    refuse_saved_pickle(report)
 
 
 def refuse_saved_pickle(report: PickleReport) -> None:

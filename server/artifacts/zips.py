@@ -28,7 +28,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _TAIL_BYTES = 65535 + _END.size
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def open_zip(file: IO[bytes], limits: Limits) -> zipfile.ZipFile:
     start = _check_directory(file, limits)
     try:
         archive = zipfile.ZipFile(file)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InspectionError("archive_damaged", evidence=str(error)) from None
     if len(archive.infolist()) > limits.entries:
         raise InspectionError("archive_too_many_entries", limit=limits.entries)
@@ -94,7 +94,7 @@ def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, meter: Meter) -> It
                 count += len(chunk)
                 meter.count_bytes(len(chunk))
                 yield chunk
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InspectionError(
             "archive_damaged", evidence=f"{shown(info.filename)}: {error}"
         ) from None

@@ -71,7 +71,7 @@ def smoke_test(
             return Proof(source, inputs, _confirmed(signature, inputs))
         if time.monotonic() - started > _SEARCH_SECONDS:
             break
-    raise _failure(search, loaded.signature, sample)
+    raise _failure(search, loaded, sample)
 
 
 def _questions(
@@ -170,13 +170,20 @@ def _confirmed(signature: Signature, inputs: Inputs) -> Signature:
     return Signature(tuple(corrected), signature.outputs)
 
 
-def _failure(search: _Search, signature: Signature, sample: Optional[str]) -> ModelFailure:
+def _failure(search: _Search, loaded: Loaded, sample: Optional[str]) -> ModelFailure:
     if search.not_finite:
         return ModelFailure("smoke_test_not_finite", evidence=search.not_finite)
     if search.wrong_shape:
         return ModelFailure("smoke_test_shape", evidence=search.wrong_shape)
+    for warning in loaded.warnings:
+        if warning["code"] == "sklearn_version_differs":
+            made_with = warning["params"]["made_with"]
+            return ModelFailure(
+                "sklearn_version_mismatch", evidence=search.error, made_with=made_with
+            )
     if sample is not None:
         return ModelFailure("smoke_test_sample_failed", evidence=search.error)
+    signature = loaded.signature
     unknown = [spec.name for spec in signature.inputs if -1 in (spec.shape or (-1,))[1:]]
     unknown += [spec.name for spec in signature.inputs if spec.shape is None]
     if unknown:

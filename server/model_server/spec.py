@@ -46,7 +46,7 @@ class ModelSpec:
     """What the smoke test proved; empty while it is still to be proven."""
 
     @classmethod
-    def read(cls, path: str) -> "ModelSpec":
+    def read(cls, path: str) -> ModelSpec:
         """Read a specification from its file."""
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values["names"] = tuple(values["names"])

@@ -129,7 +129,7 @@ def _checked_shape(tensor: Dict[str, Any], spec: TensorSpec) -> Tuple[int, ...]:
         raise _shape_error(spec, shape)
     if spec.shape is not None and (
         len(shape) != len(spec.shape)
-        or any(want not in (-1, size) for want, size in zip(spec.shape, shape))  # noqa: B905 - Python 3.9
+        or any(want not in (-1, size) for want, size in zip(spec.shape, shape))
     ):
         raise _shape_error(spec, shape)
     return tuple(shape)

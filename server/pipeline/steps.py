@@ -325,7 +325,7 @@ def _empty_folder(folder: Path) -> None:
 
 
 def _link_if_absent(blob: Path, file: Path) -> None:
-    """A bare file needs no copy: the artifact itself is the model's file."""
+    """Give a bare file its place: it needs no copy, the artifact itself is the model's file."""
     if not file.exists():
         os.link(blob, file)
 

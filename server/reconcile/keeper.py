@@ -234,7 +234,7 @@ class Keeper:
         await self._hooks.unused(live.run_id)
 
     async def _judge(self, made: Deployment) -> None:
-        """A candidate could not be brought up: end it, or try again."""
+        """End a candidate that could not be brought up, or try again."""
         live = self._candidate
         assert live is not None  # noqa: S101 - next_action judges only a candidate
         failure = live.failure()
@@ -304,7 +304,7 @@ class Keeper:
             await self._store.saw(replace(made, message=text))
 
     async def _leave(self) -> None:
-        """The deployment was deleted: take everything down."""
+        """Take everything down: the deployment was deleted."""
         if self._candidate is not None:
             await self._abandon()
         await self._engine.unlisten(self._key)

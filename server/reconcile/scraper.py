@@ -153,14 +153,14 @@ class Scraper:
         key, replica = self._replicas[target]
         at = time.time()
         try:
-            text: str | None = sanitise(await replica.scrape(), info=_info(replica))
-        except (EngineError, ExpositionError) as error:
+            text: str | None = await replica.scrape()
+        except EngineError as error:
             logger.debug("scrape of %s failed: %s", target.id, error)
             text = None
-        self._scraped(text is not None, time.time() - at)
-        self._monitor.ingest(target, at, text)
+        is_up = self._monitor.ingest(target, at, text)
+        self._scraped(is_up, time.time() - at)
         made = self._store.deployments.get(key)
-        if text is None and (made is None or made.wanted is Wanted.STOPPED):
+        if not is_up and (made is None or made.wanted is Wanted.STOPPED):
             self._forget(target)
 
     async def _scrape_gateways(self) -> None:

@@ -132,8 +132,8 @@ class Blobs:
         try:
             yield incoming
         finally:
-            if incoming._writing is not None:  # noqa: SLF001 - the same file's helper
-                await asyncio.wait([incoming._writing])  # noqa: SLF001
+            if incoming._writing is not None:
+                await asyncio.wait([incoming._writing])
             await asyncio.to_thread(_discard, file, path)
 
     async def keep(self, incoming: Incoming, digest: str) -> None:

@@ -308,11 +308,10 @@ async def test_a_silent_connection_is_closed() -> None:
 
 
 async def test_an_answer_that_breaks_in_the_middle_never_looks_complete() -> None:
-    async with running() as toy:
+    async with running() as toy, toy.client.get(toy.url("/broken")) as response:
+        assert response.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
-            async with toy.client.get(toy.url("/broken")) as response:
-                assert response.status == 200
-                await response.read()
+            await response.read()
 
 
 async def test_unknown_methods_and_paths_share_one_series() -> None:

@@ -74,7 +74,7 @@ class Runtime(ABC):
         return []
 
     def describe(self, outputs: Mapping[str, Any]) -> Optional[Signature]:
-        """A sharper signature, once a first answer showed what was unknown before it."""
+        """Return a sharper signature, once a first answer showed what was unknown before it."""
         return None
 
     def adopt(self, signature: Signature) -> None:

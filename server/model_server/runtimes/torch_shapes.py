@@ -13,6 +13,7 @@ _SIZES = (32, 28, 224, 64, 16, 96, 128, 256, 299, 384, 512, 8)
 
 _LONGER_SIZES = (16000, 1024)
 
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _SAME_SHAPE = frozenset(
     (
         *("relu", "relu_", "sigmoid", "tanh", "gelu", "silu"),
@@ -45,6 +46,11 @@ class Guess:
         """Whether every size is either given or free."""
         return _SPATIAL not in self.shape
 
+    @property
+    def tokens(self) -> bool:
+        """Whether these are numbers of words."""
+        return self.datatype == "INT64"
+
     def concrete(self, batch: int, size: int) -> Tuple[int, ...]:
         """Shape with all sizes filled in."""
         return tuple(size if dim == _SPATIAL else batch if dim == -1 else dim for dim in self.shape)
@@ -73,8 +79,16 @@ def guess_inputs(module: Any, names: Sequence[str]) -> Dict[str, Optional[Guess]
     for name, value in zip(names, values):
         found[name] = _follow(module, value)
     if len(names) == 1 and found[names[0]] is None:
-        found[names[0]] = _from_first_weights(module)
-    return found
+        found[names[0]] = _from_first_weights(module) or _from_recurrent_nodes(module)
+    return _with_masks(found)
+
+
+def _with_masks(found: Dict[str, Optional[Guess]]) -> Dict[str, Optional[Guess]]:
+    """Give masks and the like the shape of the tokens that they stand beside."""
+    tokens = [guess for guess in found.values() if guess is not None and guess.tokens]
+    if not tokens:
+        return found
+    return {name: guess or tokens[0] for name, guess in found.items()}
 
 
 def with_one_more_dimension(guess: Guess) -> Guess:
@@ -114,6 +128,8 @@ def _layer(module: Any, node: Any, offset: int, flattened: bool) -> Optional[Gue
     if operation in ("embedding", "embedding_bag"):
         known = offset == 1 and _weight(module, node, 0) is not None
         return Guess("INT64", (-1, -1)) if known else None
+    if offset == 0 and operation in _RECURRENT:
+        return _recurrent(module, node)
     weight = _weight(module, node, 1) if offset == 0 and node.inputsSize() > 1 else None
     if weight is None:
         return None
@@ -125,6 +141,29 @@ def _layer(module: Any, node: Any, offset: int, flattened: bool) -> Optional[Gue
     elif operation in _CONVOLUTIONS and not flattened:
         guess = _convolution(node, operation, weight)
     return guess
+
+
+def _recurrent(module: Any, node: Any) -> Optional[Guess]:
+    """Read the width of a sequence's elements off the list of a recurrent layer's weights."""
+    import torch
+
+    given = _resolve(module, node.inputsAt(2))
+    first = given[0] if isinstance(given, (list, tuple)) and given else None
+    if not isinstance(first, torch.Tensor) or first.dim() != 2:
+        return None
+    return Guess(datatype(first), (-1, -1, int(first.shape[1])))
+
+
+def _from_recurrent_nodes(module: Any) -> Optional[Guess]:
+    """Look for a recurrent layer anywhere, for frozen modules that keep no layers."""
+    try:
+        graph = module.inlined_graph
+    except (RuntimeError, AttributeError):
+        return None
+    for operation in sorted(_RECURRENT):
+        for node in graph.findAllNodes(f"aten::{operation}"):
+            return _recurrent(module, node)
+    return None
 
 
 def _convolution(node: Any, operation: str, weight: Any) -> Guess:
@@ -153,6 +192,8 @@ def _resolve(module: Any, value: Any) -> Any:
     node = value.node()
     if node.kind() == "prim::Constant":
         return value.toIValue()
+    if node.kind() == "prim::ListConstruct":
+        return [_resolve(module, item) for item in node.inputs()]
     if node.kind() == "prim::Param":
         # Of the graph's inputs only the model itself is known.
         return module if value.debugName() == _own_name(module) else None

@@ -115,68 +115,105 @@ class TorchScriptRuntime(Runtime):
         if longer != guesses:
             plans.append((longer, 1))
         return [
-            self._filled(plan, size, batch, value)
-            for value in (0.0, 0.1)
+            self._filled(plan, size, batch, zeros=zeros)
+            for zeros in (True, False)
             for plan, size in plans
             for batch in (1, 2)
         ]
 
     def _filled(
-        self, plan: Mapping[str, torch_shapes.Guess], size: int, batch: int, value: float
+        self, plan: Mapping[str, torch_shapes.Guess], size: int, batch: int, *, zeros: bool
     ) -> Dict[str, Any]:
         made: Dict[str, Any] = {}
         for spec in self._inputs:
             guess = plan.get(spec.name)
+            dtype = np.dtype(NUMPY_NAMES[spec.datatype])
+            # A bare number is a count or a factor more often than not.
+            value = 0.0 if zeros and guess is not None else 0.1 if dtype.kind == "f" else 1
             shape = () if guess is None else guess.concrete(batch, size)
-            made[spec.name] = np.full(shape, value, dtype=NUMPY_NAMES[spec.datatype])
+            made[spec.name] = np.full(shape, value, dtype=dtype)
         return made
 
     def describe(self, outputs: Mapping[str, Any]) -> Optional[Signature]:
         """Find out which dimensions are free by asking for more along each of them."""
         if not self._last or self._proven:
             return None
-        known, first = dict(self._last), dict(outputs)
-        free_in: Dict[str, List[int]] = {name: list(array.shape) for name, array in known.items()}
-        free_out: Dict[str, List[int]] = {name: list(array.shape) for name, array in first.items()}
+        known = dict(self._last)
+        learned = _Learned(known, outputs)
         for axis in range(max((array.ndim for array in known.values()), default=0)):
-            self._try_axis(axis, known, first, free_in, free_out)
-        inputs = tuple(
-            TensorSpec(spec.name, _datatype(known[spec.name]), tuple(free_in[spec.name]))
+            names = [name for name in known if self._may_grow(name, known[name], axis)]
+            grown = names and self._try_growth(axis, names, known, learned)
+            if not grown and len(names) > 1:
+                for name in names:
+                    self._try_growth(axis, [name], known, learned)
+        if any(kind != "Tensor" for _, kind in self._arguments):
+            learned.free_all_outputs()
+        self._inputs = tuple(
+            TensorSpec(spec.name, _datatype(known[spec.name]), learned.inputs[spec.name])
             for spec in self._inputs
         )
         answers = tuple(
-            TensorSpec(name, _datatype(array), tuple(free_out[name]))
-            for name, array in first.items()
+            TensorSpec(name, _datatype(array), learned.outputs[name])
+            for name, array in outputs.items()
         )
-        self._inputs = inputs
-        return Signature(inputs, answers)
+        self._proven, self._last = True, {}
+        return Signature(self._inputs, answers)
 
-    def _try_axis(
-        self,
-        axis: int,
-        known: Mapping[str, Any],
-        first: Mapping[str, Any],
-        free_in: Dict[str, List[int]],
-        free_out: Dict[str, List[int]],
-    ) -> None:
-        """Double one axis of all inputs; free if the model takes it, or else fixed."""
-        chosen = [name for name, array in known.items() if array.ndim > axis]
-        grown = {
-            name: np.concatenate([array, array], axis=axis) if name in chosen else array
-            for name, array in known.items()
-        }
+    def _may_grow(self, name: str, array: Any, axis: int) -> bool:
+        """Tell sizes that weights prescribe: some kernels do not check them, and read beyond."""
+        if array.ndim <= axis:
+            return False
+        guess = self._guesses.get(name)
+        if guess is None or len(guess.shape) != array.ndim:
+            last = guess.shape[-1] if guess is not None else -1
+            return axis < array.ndim - 1 or last < 0
+        return guess.declared[axis] == -1
+
+    def _try_growth(
+        self, axis: int, names: Sequence[str], known: Mapping[str, Any], learned: _Learned
+    ) -> bool:
+        """Double one axis of some inputs; it is free if the model takes that."""
+        grown = dict(known)
+        for name in names:
+            grown[name] = np.concatenate([known[name], known[name]], axis=axis)
         try:
-            more = self.predict(grown)
+            answers = self.predict(grown)
         except Exception:  # noqa: BLE001 - any refusal means that the size is fixed
-            return
-        if {n: a.ndim for n, a in more.items()} != {n: a.ndim for n, a in first.items()}:
-            return
-        for name in chosen:
-            free_in[name][axis] = -1
-        for name, array in more.items():
-            for at, (size, before) in enumerate(zip(array.shape, first[name].shape)):
-                if size != before:
-                    free_out[name][at] = -1
+            return False
+        return learned.compare(axis, names, answers)
+
+
+class _Learned:
+    """Shapes of a first inference, with those dimensions freed that have been seen to vary."""
+
+    def __init__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        self._first = dict(outputs)
+        self.inputs: Dict[str, Tuple[int, ...]] = {n: a.shape for n, a in inputs.items()}
+        # What is empty now need not stay so: the model chooses how much it answers.
+        self.outputs: Dict[str, Tuple[int, ...]] = {
+            name: tuple(size or -1 for size in array.shape) for name, array in outputs.items()
+        }
+
+    def compare(self, axis: int, names: Sequence[str], outputs: Mapping[str, Any]) -> bool:
+        """Learn from an inference whose inputs had another size along one axis."""
+        ranks = {name: array.ndim for name, array in outputs.items()}
+        if ranks != {name: array.ndim for name, array in self._first.items()}:
+            return False
+        for name in names:
+            self.inputs[name] = _freed(self.inputs[name], axis)
+        for name, array in outputs.items():
+            for place, size in enumerate(array.shape):
+                if size != self._first[name].shape[place]:
+                    self.outputs[name] = _freed(self.outputs[name], place)
+        return True
+
+    def free_all_outputs(self) -> None:
+        """Promise no size, since a number among the inputs may choose it."""
+        self.outputs = {name: (-1,) * len(shape) for name, shape in self.outputs.items()}
+
+
+def _freed(shape: Tuple[int, ...], place: int) -> Tuple[int, ...]:
+    return (*shape[:place], -1, *shape[place + 1 :])
 
 
 def _datatype(array: Any) -> str:

@@ -11,6 +11,7 @@ from metrics.exposition import (
     MAX_BYTES,
     ExpositionError,
     ExpositionReader,
+    Layouts,
     parse,
 )
 from metrics.instruments import InferenceInstruments
@@ -149,3 +150,20 @@ def test_no_text_breaks_the_cleaning(noise: str, place: int) -> None:
     except ExpositionError:
         return
     assert parse(clean)[0] == parse(used().text())[0]
+
+
+def test_readers_share_the_layout_of_texts_that_differ_in_the_model_only() -> None:
+    layouts: Layouts = {}
+    ExpositionReader(layouts).read(used().text())
+    other = InferenceInstruments(None, framework="torch", digest="ff", started_at=5.0).text()
+
+    assert ExpositionReader(layouts)._read_by_place(other) == parse(other)[0]
+
+
+def test_the_number_of_remembered_layouts_is_bounded() -> None:
+    layouts: Layouts = {}
+    reader, text = ExpositionReader(layouts), used().text()
+    for number in range(50):
+        reader.read(text + "# noise\n" * number)
+
+    assert len(layouts) <= 8

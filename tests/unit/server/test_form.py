@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_wherever_the_body_is_cut_the_parts_are_the_same(
     parts = [(f"p{index}", content) for index, content in enumerate(contents)]
     whole = body(parts)
     edges = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
-    pieces = [whole[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [whole[start:end] for start, end in pairwise(edges)]
     assert parse(pieces) == parts
 
 
@@ -67,7 +69,7 @@ def test_a_body_may_come_byte_by_byte() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.binary(max_size=60), max_size=6), st.booleans())
+@given(pieces=st.lists(st.binary(max_size=60), max_size=6), framed=st.booleans())
 def test_any_bytes_are_parsed_or_refused_by_name(pieces: list[bytes], *, framed: bool) -> None:
     parser = FormParser(BOUNDARY)
     try:
