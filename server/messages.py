@@ -112,7 +112,10 @@ def _clean(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple | set | frozenset):
         value = ", ".join(str(item) for item in value)
-    return _bounded(_CONTROL.sub(" ", str(value)), MAX_VALUE_LENGTH)
+    text = str(value)
+    if not text.isprintable():
+        text = _CONTROL.sub(" ", text)
+    return _bounded(text, MAX_VALUE_LENGTH)
 
 
 def _bounded(text: str, length: int) -> str:

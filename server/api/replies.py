@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -9,8 +10,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
+    from collections.abc import Callable, Hashable, Mapping
 
 JSON_TYPE = "application/json; charset=utf-8"
 
@@ -27,7 +27,7 @@ _HEADERS: CIMultiDict[str] = CIMultiDict(
 
 
 def dumps(payload: Any) -> bytes:
-    """Serialise ``payload`` to JSON; datetimes as ISO 8601 UTC with ``Z``."""
+    """Serialise ``payload`` to JSON; datetimes, which have to be in UTC, as ISO 8601 with ``Z``."""
     return orjson.dumps(payload, option=_OPTIONS)
 
 
@@ -42,6 +42,27 @@ def reply(
     return response
 
 
+class Remembered:
+    """Serialised answers of frozen records: polls of an unchanged one cost one look-up.
+
+    An answer is remembered for as long as its record is the very same object.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._answers: dict[Hashable, tuple[object, bytes]] = {}
+
+    def reply(self, key: Hashable, record: object, make: Callable[[], Any]) -> web.Response:
+        """Answer what ``make`` returns for ``record``; ``key`` holds all else that it depends on."""
+        known = self._answers.get(key)
+        if known is None or known[0] is not record:
+            known = (record, dumps(make()))
+            if len(self._answers) >= self._limit:
+                self._answers.clear()
+            self._answers[key] = known
+        return reply(known[1])
+
+
 def present(**fields: Any) -> dict[str, Any]:
     """Return the fields that have a value: optional ones are left out, never ``null``."""
     return {name: value for name, value in fields.items() if value is not None}
@@ -51,5 +72,5 @@ def iso(moment: datetime | None) -> str | None:
     """Write a moment as ISO 8601 in UTC with ``Z``; ``None`` stays ``None``."""
     if moment is None:
         return None
-    text: str = orjson.dumps(moment, option=_OPTIONS).decode()
-    return text[1:-1]
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return orjson.dumps(aware.astimezone(UTC), option=_OPTIONS).decode()[1:-1]

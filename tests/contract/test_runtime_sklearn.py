@@ -84,6 +84,7 @@ def test_models_of_text_take_bytes(sklearn: dict[str, Proof]) -> None:
     [
         ("not_fitted", "sklearn_not_fitted"),
         ("not_an_estimator", "not_an_estimator"),
+        ("reads_files", "sklearn_reads_files"),
         ("trailing", "pickle_trailing_bytes"),
         ("truncated", "pickle_truncated"),
     ],

@@ -99,6 +99,8 @@ def make_broken(folder: Path) -> None:
     fitted = pickle.dumps(Ridge().fit(ROWS, NUMBERS))
     (folder / "not_fitted.bin").write_bytes(pickle.dumps(Ridge()))
     (folder / "not_an_estimator.bin").write_bytes(pickle.dumps({"weights": ROWS}))
+    reader = TfidfVectorizer().fit(["some words"]).set_params(input="filename")
+    (folder / "reads_files.bin").write_bytes(pickle.dumps(reader))
     (folder / "trailing.bin").write_bytes(fitted + b"more")
     (folder / "truncated.bin").write_bytes(fitted[:-100])
 

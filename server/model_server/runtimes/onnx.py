@@ -43,7 +43,7 @@ _CAUSES: Tuple[Tuple[str, str], ...] = (
     ("onnx_opset_too_new", r"Unsupported model IR version"),
     ("onnx_opset_too_new", r"ONNX Runtime only \*?guarantees\*? support for models"),
     ("onnx_opset_too_new", r"Current official support for domain"),
-    ("onnx_missing_external_data", r"[Ee]xternal data|external initializer"),
+    ("onnx_missing_external_data", r"[Ee]xternal data|external initializer|cannot get file size"),
     ("onnx_operator_missing", r"Could not find an implementation for (?P<name>[\w.]+)"),
     ("onnx_operator_missing", r"No Op registered for (?P<name>[\w.]+)"),
     ("onnx_operator_missing", r"(?P<name>[\w.:]+?)\(-?\d+\) is not a registered function/op"),

@@ -53,7 +53,7 @@ class SklearnRuntime(Runtime):
         if not isinstance(model, BaseEstimator):
             raise ModelFailure("not_an_estimator", found=type(model).__name__[:100])
         _check_fitted(model)
-        sklearn_inputs.run_in_one_thread(model)
+        sklearn_inputs.tame(model)
         self._model = model
         self._methods = _methods(model)
         self._read_inputs(model)

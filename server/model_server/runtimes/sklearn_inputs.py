@@ -162,11 +162,14 @@ def _column_names(model: Any) -> Optional[List[str]]:
     return None if names is None else [str(name) for name in names]
 
 
-def run_in_one_thread(model: Any) -> None:
-    """Set ``n_jobs`` to 1 wherever it stands.
+def tame(model: Any) -> None:
+    """Set ``n_jobs`` to 1 wherever it stands, and refuse vectorizers that open files.
 
-    Other values start threads or processes for every prediction; several requests run side by
-    side instead.
+    Other values of ``n_jobs`` start threads or processes for every prediction; several requests
+    run side by side instead.
+
+    Raises:
+        ModelFailure: ``sklearn_reads_files`` if a caller's text would be taken for a file's name.
     """
     seen = set()
     waiting = [model]
@@ -178,6 +181,8 @@ def run_in_one_thread(model: Any) -> None:
         if type(item).__module__.split(".")[0] == "sklearn" and hasattr(item, "__dict__"):
             if "n_jobs" in vars(item):
                 item.n_jobs = 1
+            if _reads_text(item) and getattr(item, "input", "content") != "content":
+                raise ModelFailure("sklearn_reads_files", name=type(item).__name__)
             waiting.extend(vars(item).values())
         else:
             waiting.extend(_members(item))
