@@ -19,9 +19,11 @@ from metrics.embedded import EmbeddedMonitor
 from metrics.persistence import dump
 from metrics.service import ServiceInstruments
 from server import keys
+from server.api import monitor, prepare
 from server.api.edge import setup_edge
 from server.api.gateway import GATEWAY, Gateway
 from server.api.openapi import Reference
+from server.api.replies import Remembered
 from server.engines.local import LocalEngine
 from server.environments.build import Environments
 from server.environments.trees import build_tree
@@ -86,7 +88,9 @@ def create_app(settings: Settings) -> web.Application:
     app[_BLOBS] = Blobs(settings.data_dir / "blobs")
     app[_INVENTORY] = Inventory()
     app[keys.DEVICES] = Devices(settings, store, app[_INVENTORY])
-    app[keys.UPLOAD] = Upload(settings, store, app[_BLOBS])
+    app[keys.UPLOAD] = Upload(store, app[_BLOBS])
+    app[prepare.REMEMBERED] = Remembered()
+    app[monitor.REMEMBERED] = Remembered()
     app.add_routes(definitions)
     setup_edge(app, settings, app[keys.MESSAGES], sessions, instruments.request)
     app.cleanup_ctx.extend(
@@ -188,16 +192,16 @@ async def _preparing(app: web.Application) -> AsyncIterator[None]:
         inspect_tree=app[_INSPECT_TREE],
         observe=instruments.step,
     )
-    prepare = app[keys.PREPARE] = Prepare(
+    app[keys.PREPARE] = Prepare(
         store, app[keys.DEVICES], workshop, concurrency=settings.prepare_concurrency
     )
     app[keys.RUNS] = Runs(
-        settings, store, app[_BLOBS], root / "models", prepare, app[keys.RECONCILER]
+        settings, store, app[_BLOBS], root / "models", app[keys.PREPARE], app[keys.RECONCILER]
     )
-    await prepare.open()
+    await app[keys.PREPARE].open()
     app[keys.RECONCILER].open()
     yield
-    await prepare.close()
+    await app[keys.PREPARE].close()
 
 
 async def _housekeeping(app: web.Application) -> AsyncIterator[None]:

@@ -9,18 +9,16 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from server.api.bodies import body_pieces, read_body
 from server.api.middleware import REQUEST_ID
-from server.errors import DeadlineError, InvalidRequestError, TooLargeError, UnavailableError
+from server.errors import DeadlineError, PersephoneError, TooLargeError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from yarl import URL
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 SECRET_HEADER = "X-Persephone-Secret"  # noqa: S105 - the header's name
 _HELD_BYTES = 256 * 1024
-_CHUNK_BYTES = 256 * 1024
 _CONNECT_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 # Shorter than a replica keeps an idle connection, so that one about to be closed is not picked.
@@ -89,13 +87,15 @@ class Gateway:
         if not request.body_exists or (length is not None and length <= _HELD_BYTES):
             return await self._forward_held(request, url, headers)
         # A body that is not held cannot be sent twice: no kept connection may fail it.
-        call = self._fresh.request(request.method, url, headers=headers, data=_limited(request))
+        call = self._fresh.request(
+            request.method, url, headers=headers, data=body_pieces(request, MAX_BODY_BYTES)
+        )
         return await _answer(request, call)
 
     async def _forward_held(
         self, request: web.Request, url: URL, headers: CIMultiDict[str]
     ) -> web.StreamResponse:
-        body = await request.read() if request.body_exists else None
+        body = await read_body(request, MAX_BODY_BYTES) if request.body_exists else None
         noted = SimpleNamespace(reused=False)
         try:
             call = self._kept.request(
@@ -135,15 +135,6 @@ def _request_headers(request: web.Request, secret: str | None) -> CIMultiDict[st
     return kept
 
 
-async def _limited(request: web.Request) -> AsyncIterator[bytes]:
-    passed = 0
-    async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
-        passed += len(chunk)
-        if passed > MAX_BODY_BYTES:
-            raise TooLargeError("body_too_large", limit=MAX_BODY_BYTES)
-        yield chunk
-
-
 async def _answer(
     request: web.Request, call: aiohttp.client._RequestContextManager
 ) -> web.StreamResponse:
@@ -157,7 +148,8 @@ async def _answer(
     except aiohttp.ClientPayloadError as error:
         raise UnavailableError("replica_broke_off") from error
     except (aiohttp.ClientError, OSError) as error:
-        if isinstance(error.__cause__, TooLargeError | InvalidRequestError):
+        if isinstance(error.__cause__, PersephoneError):
+            # Not the replica's failure but the caller's: its body is too large or too slow.
             raise error.__cause__ from None
         raise _ConnectionEndedError("replica_absent") from error
 

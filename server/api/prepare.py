@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
+
 from server import keys
 from server.api import parameters
 from server.api.edge import language_of
-from server.api.replies import present, reply
+from server.api.replies import Remembered, present, reply
 from server.api.runs import run_of
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from server.records import Preparation, StepState, Text
+
+
+REMEMBERED = web.AppKey("remembered_preparations", Remembered)
 
 
 async def start(request: web.Request) -> web.Response:
@@ -26,7 +29,9 @@ async def start(request: web.Request) -> web.Response:
 async def status(request: web.Request) -> web.Response:
     """``GET /prepare/status``."""
     run = await run_of(request)
-    return reply(_shown(request, request.app[keys.STORE].preparation(run.run_id)))
+    made = request.app[keys.STORE].preparation(run.run_id)
+    key = (run.run_id, language_of(request))
+    return request.app[REMEMBERED].reply(key, made, lambda: _shown(request, made))
 
 
 async def gpus(request: web.Request) -> web.Response:

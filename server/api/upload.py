@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def _result(error: Exception) -> str:
 async def _receive(request: web.Request) -> web.Response:
     settings = request.app[keys.SETTINGS]
     owner = await ensure_owner(request)
-    _refuse_without_room(settings, request.content_length or 0)
+    await asyncio.to_thread(_refuse_without_room, settings, request.content_length or 0)
     form = await open_form(request, settings.max_upload_bytes)
     run = await request.app[keys.UPLOAD].receive(
         form.chunks(), file_name=form.file_name, owner=owner, model=lambda: form.model

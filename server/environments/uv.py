@@ -51,7 +51,8 @@ def child_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, 
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
         "TMPDIR": str(temporary),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        # An unreachable index should be said in seconds; whoever reads it can try again.
+        "UV_HTTP_RETRIES": "2",
     }
 
 

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import secrets
-import unicodedata
 from typing import TYPE_CHECKING
 
 from server.artifacts.sniff import sniff_head
-from server.errors import InvalidRequestError, TooLargeError
 from server.records import Run, now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from server.settings import Settings
     from server.store.blobs import Blobs, Incoming
     from server.store.state import Store
 
 _HEAD_BYTES = 4096
-_NAME_CHARS = 255
-
-
-def shown_name(name: str) -> str:
-    """Return an uploaded file's name fit to be shown; it never becomes a path."""
-    kept = "".join(char for char in name if unicodedata.category(char)[0] != "C")
-    return kept[:_NAME_CHARS]
 
 
 class Upload:
     """Takes artifacts in: counted and hashed on the way, durable before the answer."""
 
-    def __init__(self, settings: Settings, store: Store, blobs: Blobs) -> None:
-        self._settings = settings
+    def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
 
@@ -45,11 +34,11 @@ class Upload:
     ) -> Run:
         """Receive an artifact and return its run; both are durable then.
 
+        ``chunks`` ends without an error only if the file is whole and within its limit.
         ``model`` is asked once the last byte is there: a form may name it after the file.
 
         Raises:
             UnsupportedTypeError: the leading bytes are of no kind that we take.
-            TooLargeError: more bytes than the limit.
             StorageFullError: the disk is full.
         """
         async with self._blobs.incoming() as incoming:
@@ -60,7 +49,7 @@ class Upload:
                 run_id=run_id,
                 owner=owner,
                 model=model() or run_id,
-                file_name=shown_name(file_name),
+                file_name=file_name,
                 size_bytes=incoming.size_bytes,
                 digest=digest,
                 created_at=now(),
@@ -74,17 +63,11 @@ class Upload:
         head = b""
         sniffed = False
         async for chunk in chunks:
-            if incoming.size_bytes + len(chunk) > self._settings.max_upload_bytes:
-                raise TooLargeError(
-                    "artifact_too_large", limit_mb=self._settings.max_upload_bytes // 1024**2
-                )
             if not sniffed:
                 head += chunk[: _HEAD_BYTES - len(head)]
                 if len(head) >= _HEAD_BYTES:
                     sniff_head(head)
                     sniffed = True
             await incoming.write(chunk)
-        if not incoming.size_bytes:
-            raise InvalidRequestError("file_empty")
         if not sniffed:
             sniff_head(head)

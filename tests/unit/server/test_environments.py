@@ -267,7 +267,7 @@ async def test_an_old_lock_serves_while_the_index_is_unreachable(
     assert await environments.lock(plan) == lock
 
 
-async def test_wheels_that_are_in_the_cache_need_no_folder_any_more(world: World) -> None:
+async def test_an_environment_without_its_marker_is_built_again(world: World) -> None:
     environments = world.environments()
     lock = await environments.lock(wants("tiny-runtime==1.0"))
     environment = await environments.build(lock, quiet)
