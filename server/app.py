@@ -196,7 +196,13 @@ async def _preparing(app: web.Application) -> AsyncIterator[None]:
         store, app[keys.DEVICES], workshop, concurrency=settings.prepare_concurrency
     )
     app[keys.RUNS] = Runs(
-        settings, store, app[_BLOBS], root / "models", app[keys.PREPARE], app[keys.RECONCILER]
+        settings,
+        store,
+        app[_BLOBS],
+        root / "models",
+        app[keys.PREPARE],
+        app[keys.RECONCILER],
+        app[keys.MONITOR],
     )
     await app[keys.PREPARE].open()
     app[keys.RECONCILER].open()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from uv import find_uv_bin
 
-from server.environments.failures import is_full, is_offline, named_failure
+from server.environments.failures import is_full, is_offline, missing_packages, named_failure
 from server.environments.install import Installer, site_packages
 from server.environments.lock import (
     Lock,
@@ -208,7 +208,9 @@ class Environments:
             if lock is not None:
                 return lock
             second = await self._compile(lines, ("--offline",), plan.device)
-            finished = finished if second.exit_code else second
+            # Failing that, the cache says which packages are missing; the index only says no.
+            if not second.exit_code or missing_packages(second.output):
+                finished = second
         lock = _lock_or_failure(finished, plan)
         excluded = cpu_builds(lock)
         if excluded:

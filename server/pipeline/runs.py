@@ -13,6 +13,7 @@ from server.states import Phase, Wanted
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from server.pipeline.monitor import Monitor
     from server.pipeline.prepare import Prepare
     from server.reconcile.reconciler import Reconciler
     from server.records import Run
@@ -36,6 +37,7 @@ class Runs:
         models: Path,
         prepare: Prepare,
         reconciler: Reconciler,
+        monitor: Monitor,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -43,6 +45,7 @@ class Runs:
         self._models = models
         self._prepare = prepare
         self._reconciler = reconciler
+        self._monitor = monitor
 
     def page(self, owner: str | None, after: str | None) -> tuple[list[Run], str | None]:
         """Return up to 100 runs, newest first, older than ``after``, and where to go on."""
@@ -60,6 +63,7 @@ class Runs:
         keys = [made.key for made in deployments if made.run_id == run.run_id]
         await self._store.delete_run(run.run_id)
         await asyncio.gather(*(self._reconciler.gone(key) for key in keys))
+        self._monitor.forget(run.run_id)
         await asyncio.to_thread(shutil.rmtree, self._models / run.run_id, ignore_errors=True)
         async with self._blobs.referring:
             if run.digest not in self._store.digests():

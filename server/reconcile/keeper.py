@@ -133,9 +133,9 @@ class Keeper:
         await self._leave()
 
     async def _wait(self) -> None:
-        pause = min(RESYNC_SECONDS, max(0.01, self._crashes.retry_at - self._clock()))
-        if self._serving is None:
-            pause = min(pause, max(0.05, self._absent_since + NOBODY_HOME_SECONDS - self._clock()))
+        now = self._clock()
+        due = (self._crashes.retry_at, self._absent_since + NOBODY_HOME_SECONDS)
+        pause = min([RESYNC_SECONDS, *(at - now for at in due if at > now)])
         try:
             await asyncio.wait_for(self._poked.wait(), pause)
         except TimeoutError:

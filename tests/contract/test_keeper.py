@@ -194,7 +194,7 @@ async def test_a_taken_port_is_named(world: World, monkeypatch: pytest.MonkeyPat
 
 async def test_a_deleted_deployment_is_taken_down(world: World) -> None:
     await world.want(1)
-    await world.reach(Phase.SUCCEEDED)
+    await until(lambda: world.made.serving_version == 1)
     del world.store.deployments[KEY]
     await world.reconciler.gone(KEY)
     assert "stop 1" in world.engine.journal
