@@ -11,6 +11,7 @@ from server.api import parameters
 from server.api.edge import language_of
 from server.api.replies import Remembered, present, reply
 from server.api.runs import run_of
+from server.messages import MAX_LENGTH
 
 if TYPE_CHECKING:
     from server.records import Preparation, StepState, Text
@@ -52,11 +53,17 @@ async def gpus(request: web.Request) -> web.Response:
 
 
 def rendered(request: web.Request, text: Text | None) -> str | None:
-    """Return a kept message in the reader's language."""
+    """Return a kept message in the reader's language, its evidence and its warnings with it."""
     if text is None:
         return None
-    messages = request.app[keys.MESSAGES]
-    return messages.render(text.code, text.params, language_of(request))
+    messages, language = request.app[keys.MESSAGES], language_of(request)
+    message = messages.render(text.code, text.params, language)
+    evidence = str(text.params.get("evidence", ""))
+    if evidence and evidence not in message:
+        message = f"{message} ({evidence})"
+    for warning in text.params.get("warnings", ()):
+        message = f"{message} {messages.render(warning['code'], warning['params'], language)}"
+    return message[:MAX_LENGTH]
 
 
 def _shown(request: web.Request, made: Preparation) -> dict[str, Any]:

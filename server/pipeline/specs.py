@@ -73,10 +73,10 @@ class SpecMaker:
         if run is None:
             raise EngineError("run_gone", permanent=True)
         prepared = self._store.preparation(run_id)
-        device = "cpu" if prepared.device == CPU else "cuda"
+        passport = prepared.passport or {}
         try:
             # Built at preparation; built again if somebody has cleared the folder since.
-            lock = lock_of((prepared.passport or {}).get("lock", ""), device)
+            lock = lock_of(passport.get("lock", ""), passport.get("lock_device", "cpu"))
             environment = await self._environments.build(lock, lambda _code, _params: None)
         except StepFailedError as error:
             raise EngineError(error.code, evidence=error.evidence, **error.params) from error

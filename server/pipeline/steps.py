@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gpu.driver import has_cuda_driver
 from server.environments.plan import plan
 from server.errors import ConflictError, StepFailedError
 from server.pipeline.devices import CPU
@@ -201,13 +202,13 @@ class Attempt:
     async def _build(self) -> None:
         self._say(Step.ENVIRONMENT, "environment_running")
         environments = self._workshop.environments
-        kind = "cpu" if self.made.device == CPU else "cuda"
+        on_gpu = self.made.device != CPU and await has_cuda_driver()
         began = time.monotonic()
         chosen = plan(
             self.made.model_kind,
             str(self._report["format"]),
             self._requirements,
-            kind,
+            "cuda" if on_gpu else "cpu",
             self._report.get("made_with"),
         )
 
@@ -297,7 +298,12 @@ class Attempt:
         assert self._environment is not None  # noqa: S101 - _build set it
         self._say(Step.PASSPORT, "passport_running")
         lock = self._environment.lock
-        passport = {**passport, "lock": lock.text, "environment": lock.digest}
+        passport = {
+            **passport,
+            "lock": lock.text,
+            "environment": lock.digest,
+            "lock_device": lock.device,
+        }
         written = self._mark(
             Step.PASSPORT,
             Phase.SUCCEEDED,
@@ -307,6 +313,7 @@ class Attempt:
                     "framework": str(passport["framework"]),
                     "version": str(passport["framework_version"]),
                     "device": str(passport["device"]),
+                    "warnings": passport["warnings"],
                 },
             ),
         )

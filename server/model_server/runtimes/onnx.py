@@ -89,6 +89,9 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 4
         providers = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
+            # CUDA's libraries come as wheels; the loader does not look for them there by itself.
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
             providers.insert(0, "CUDAExecutionProvider")
         try:
             return ort.InferenceSession(path, options, providers=providers)
