@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.support.environments import ModelEnvironments  # noqa: E402
-from tests.support.onnx_files import linear  # noqa: E402
+from tests.support.onnx_files import linear, varint  # noqa: E402
 from tests.support.service import Caller, Service  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-__all__ = ["Caller", "Service", "linear"]
+__all__ = ["Caller", "Service", "linear", "varint"]
 
 PAGE_ORIGIN = "http://localhost:3000"
 MIB = 1024 * 1024
@@ -84,7 +84,7 @@ async def output_of(*command: str | Path) -> str:
     )
     out, errors = await process.communicate()
     if process.returncode != 0:
-        raise SystemExit(f"{command[0]} failed: {errors.decode()[-1000:]}")
+        raise SystemExit(f"{command[0]} failed: {(out + errors).decode()[-1000:]}")
     return out.decode()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from gpu.driver import has_cuda_driver
 from server.environments.plan import plan
 from server.errors import ConflictError, StepFailedError
 from server.pipeline.devices import CPU
+from server.pipeline.passport import read_passport, read_text
 from server.pipeline.specs import model_spec
 from server.records import Params, Preparation, Text, now
 from server.sandbox.launch import Launch, base_prefix, base_python
@@ -266,13 +268,13 @@ class Attempt:
             raise StepFailedError(
                 "smoke_test_timed_out", seconds=round(settings.smoke_seconds)
             ) from None
-        passport: Params = event["passport"]
+        passport = read_passport(event.get("passport"))
         await self._done(
             Step.SMOKE,
             "smoke_done",
-            source=str(passport["warmup"]["source"]),
-            p50=round(float(passport["latency_ms"]["p50"]), 2),
-            p95=round(float(passport["latency_ms"]["p95"]), 2),
+            source=passport["warmup"]["source"],
+            p50=round(passport["latency_ms"]["p50"], 2),
+            p95=round(passport["latency_ms"]["p95"], 2),
         )
         return passport
 
@@ -287,7 +289,9 @@ class Attempt:
             if kind == wanted:
                 return event
             if kind == "progress":
-                self._say(step, str(event["code"]), dict(event.get("params", {})))
+                with suppress(KeyError, TypeError, ValueError, AttributeError):
+                    said = read_text(event)
+                    self._say(step, said["code"], said["params"])
             if kind == "failed":
                 raise _named_failure(event)
         code = await child.wait()
@@ -300,6 +304,7 @@ class Attempt:
         lock = self._environment.lock
         passport = {
             **passport,
+            "digest": self._run.digest,
             "lock": lock.text,
             "environment": lock.digest,
             "lock_device": lock.device,
@@ -310,9 +315,9 @@ class Attempt:
             Text(
                 code="passport_done",
                 params={
-                    "framework": str(passport["framework"]),
-                    "version": str(passport["framework_version"]),
-                    "device": str(passport["device"]),
+                    "framework": passport["framework"],
+                    "version": passport["framework_version"],
+                    "device": passport["device"],
                     "warnings": passport["warnings"],
                 },
             ),
@@ -356,10 +361,13 @@ async def _last_event(child: Child) -> Params:
 
 
 def _named_failure(event: Params) -> StepFailedError:
-    params = {str(name): value for name, value in dict(event.get("params") or {}).items()}
+    try:
+        said = read_text(event)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return StepFailedError("step_crashed")
+    params = said["params"]
     evidence = str(params.pop("evidence", event.get("evidence") or ""))
-    code = str(event.get("code") or "step_crashed")
-    return StepFailedError(code, evidence=evidence[:_EVIDENCE_CHARS], **params)
+    return StepFailedError(said["code"], evidence=evidence[:_EVIDENCE_CHARS], **params)
 
 
 def _abrupt_end(code: int, evidence: str) -> StepFailedError:

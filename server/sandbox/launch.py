@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 10.0
 _LOG_LINES = 200
-_LINE_BYTES = 64 * 1024
+# A passport carries its warm-up input: up to 65,536 numbers on one line.
+_LINE_BYTES = 8 * 1024 * 1024
+_LOG_CHARS = 2000
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _SYSTEM_FILES = (
     "/etc/ld.so.cache",
@@ -76,8 +78,8 @@ class Child:
 
     async def _read_log(self) -> None:
         async for line in _lines(self._process.stderr):
-            self.log.append(line)
-            logger.debug("child %s: %s", self.pid, line)
+            self.log.append(line[:_LOG_CHARS])
+            logger.debug("child %s: %s", self.pid, line[:_LOG_CHARS])
 
     async def line(self) -> str | None:
         """Return the next line of its output, or None at the end."""

@@ -23,6 +23,15 @@ ROOT = Path(__file__).parents[2]
 _READY = re.compile(r"is ready on (http://\S+)")
 
 
+def without_gpus(folder: Path) -> dict[str, str]:
+    """Return variables under which a process finds no GPU, whatever the machine has."""
+    hidden = folder / "no-gpus"
+    hidden.mkdir()
+    (hidden / "libnvidia-ml.so.1").write_bytes(b"no library")
+    paths = [str(hidden), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {"LD_LIBRARY_PATH": ":".join(paths)}
+
+
 class Service:
     """``python -m server`` on a free port and a data folder of its own."""
 
@@ -40,6 +49,29 @@ class Service:
 
     async def start(self) -> Self:
         """Start it and wait until it listens."""
+        await self._launch()
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async with asyncio.timeout(60):
+            while line := (await self._process.stdout.readline()).decode():
+                if match := _READY.search(line):
+                    self.url = match[1]
+                if line.startswith("  data"):
+                    # The same port again after a restart, as an operator would have it.
+                    self._environment["PERSEPHONE_PORT"] = self.url.rsplit(":", 1)[1]
+                    return self
+        raise AssertionError(f"the service did not start:\n{self.log()[-3000:]}")
+
+    async def refused(self) -> tuple[int, str]:
+        """Start it with something it refuses; return its exit code and what it wrote."""
+        self.log_path = self.log_path.with_name(f"{os.getpid()}-{id(self)}.log")
+        await self._launch()
+        assert self._process is not None
+        written, _ = await asyncio.wait_for(self._process.communicate(), 60)
+        assert self._process.returncode is not None
+        return self._process.returncode, written.decode() + self.log()
+
+    async def _launch(self) -> None:
         settings = {
             "PERSEPHONE_PORT": "0",
             "PERSEPHONE_DATA_DIR": str(self.data_dir),
@@ -57,16 +89,6 @@ class Service:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
             )
-        assert self._process.stdout is not None
-        async with asyncio.timeout(60):
-            while line := (await self._process.stdout.readline()).decode():
-                if match := _READY.search(line):
-                    self.url = match[1]
-                if line.startswith("  data"):
-                    # The same port again after a restart, as an operator would have it.
-                    self._environment["PERSEPHONE_PORT"] = self.url.rsplit(":", 1)[1]
-                    return self
-        raise AssertionError(f"the service did not start:\n{self.log()[-3000:]}")
 
     def log(self) -> str:
         """Return what it has logged."""
@@ -152,9 +174,7 @@ class Caller:
             seconds,
         )
 
-    async def ship(
-        self, content: bytes, environment: str = "dev", **more: Any
-    ) -> tuple[str, Any]:
+    async def ship(self, content: bytes, environment: str = "dev", **more: Any) -> tuple[str, Any]:
         """Upload, prepare and deploy; return the runId and the deployment's status."""
         run_id = await self.upload(content, **more)
         prepared = await self.prepare(run_id)

@@ -1,0 +1,92 @@
+"""The passport as the model's process wrote it: checked, since that process is not trusted."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from server.errors import StepFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.records import Params
+
+_CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
+_TEXT_CHARS = 300
+_WARNINGS = 10
+_PACKAGES = 500
+
+
+def read_passport(said: Any) -> Params:
+    """Return what is known of a passport, in the form that the rest of the service relies on.
+
+    Raises:
+        StepFailedError: ``passport_malformed``.
+    """
+    try:
+        return {
+            **{name: _text(said[name]) for name in ("kind", "framework", "framework_version")},
+            **{name: _text(said[name]) for name in ("python", "device_asked", "device")},
+            "packages": _texts(said["packages"]),
+            "signature": {
+                side: [_tensor(tensor) for tensor in said["signature"][side]]
+                for side in ("inputs", "outputs")
+            },
+            "load_seconds": _number(said["load_seconds"]),
+            "peak_memory_bytes": int(_number(said["peak_memory_bytes"])),
+            "latency_ms": {name: _number(said["latency_ms"][name]) for name in ("p50", "p95")},
+            "warmup": {
+                "source": _text(said["warmup"]["source"]),
+                "inputs": list(said["warmup"]["inputs"]),
+            },
+            "warnings": [read_text(warning) for warning in said["warnings"][:_WARNINGS]],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StepFailedError("passport_malformed", evidence=type(error).__name__) from error
+
+
+def read_text(said: Any) -> Params:
+    """Return a message that a model's process sent: a code and plain parameters.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is none.
+    """
+    code = said["code"]
+    if not isinstance(code, str) or not _CODE.fullmatch(code):
+        raise ValueError("code")
+    params = dict(said.get("params") or {})
+    return {"code": code, "params": {_text(name): _plain(value) for name, value in params.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value[:100]]
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value)[:_TEXT_CHARS]
+
+
+def _texts(values: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in list(values.items())[:_PACKAGES]}
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("number")
+    return number
+
+
+def _tensor(said: Any) -> Params:
+    tensor: Params = {"name": _text(said["name"]), "datatype": _text(said["datatype"])}
+    if said.get("shape") is not None:
+        tensor["shape"] = [int(size) for size in said["shape"]]
+    return tensor

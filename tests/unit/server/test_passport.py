@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import StepFailedError
+from server.pipeline.passport import read_passport
+
+GOOD: dict[str, Any] = {
+    "run_id": "x",
+    "kind": "onnx",
+    "framework": "onnxruntime",
+    "framework_version": "1.32.0",
+    "packages": {"numpy": "2.4.6"},
+    "python": "3.11.7",
+    "device_asked": "cpu",
+    "device": "cpu",
+    "signature": {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "datatype": "BYTES"}],
+    },
+    "load_seconds": 0.1,
+    "peak_memory_bytes": 1000,
+    "latency_ms": {"p50": 0.1, "p95": 0.2},
+    "warmup": {"source": "zeros", "inputs": []},
+    "warnings": [{"code": "silent_cpu_fallback", "params": {"asked": "cuda"}}],
+}
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def test_what_is_known_is_kept_and_nothing_else() -> None:
+    read = read_passport({**GOOD, "surplus": "x"})
+    assert read == {name: value for name, value in GOOD.items() if name != "run_id"}
+
+
+@given(JSON)
+def test_anything_else_is_a_named_failure(said: Any) -> None:
+    with pytest.raises(StepFailedError, match="passport_malformed"):
+        read_passport(said)
+
+
+@given(st.sampled_from(sorted(GOOD)), JSON)
+def test_one_wrong_part_is_read_or_a_named_failure(name: str, value: Any) -> None:
+    try:
+        read_passport({**GOOD, name: value})
+    except StepFailedError as error:
+        assert error.code == "passport_malformed"
