@@ -216,3 +216,13 @@ def image_model() -> bytes:
         [value("y", tensor_type(FLOAT, ["n", 2, "rows", "columns"]))],
         initializers=[tensor("w", [2, 3, 5, 5], weights)],
     )
+
+
+def shifted(amount: float) -> bytes:
+    """Model ``y = x + amount`` over rows of two features: models of one shape, told apart by answers."""
+    return model(
+        [node("Add", ["x", "b"], ["y"])],
+        [value("x", tensor_type(FLOAT, ["batch", 2]))],
+        [value("y", tensor_type(FLOAT, ["batch", 2]))],
+        initializers=[tensor("b", [2], [amount, amount])],
+    )
