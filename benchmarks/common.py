@@ -27,7 +27,7 @@ from tests.support.service import Caller, Service  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-__all__ = ["Caller", "Service", "linear", "varint"]
+__all__ = ["Caller", "ModelEnvironments", "Service", "linear", "varint"]
 
 PAGE_ORIGIN = "http://localhost:3000"
 MIB = 1024 * 1024

@@ -84,7 +84,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 MACHINE_PATHS = re.compile(
-    r"/(?:work|root|opt|home|Users|mnt|srv)/(?!persephone\b)[\w.-]+", re.ASCII
+    r"/(?:work|root|opt|home|Users|mnt)/(?!persephone\b)[\w.-]+", re.ASCII
 )
 
 
