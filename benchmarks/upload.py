@@ -6,6 +6,7 @@ and fsync it. The service also sniffs it, keeps a row of it and syncs its folder
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -151,11 +152,16 @@ async def measure(
             took["FastAPI"].append(seconds)
             (folder / "fastapi").unlink()
     cpu = (cpu_seconds(started.pid) - cpu) / ROUNDS
+    polls = await polled_meanwhile(started.url, source, cookie, caller)
     report(took)
     say(f"\nserver CPU of one upload: {cpu:.2f} s")
     say(
         f"server memory: {growth.before:.1f} MiB before; peak +{first:.1f} MiB at the first "
-        f"upload, +{growth.mib:.1f} MiB over all {ROUNDS}\n"
+        f"upload, +{growth.mib:.1f} MiB over all"
+    )
+    say(
+        f"polls during an upload: median {statistics.median(polls):.1f} ms, "
+        f"longest {max(polls):.1f} ms of {len(polls)}\n"
     )
     ratio = median_ratio(took["copy"], took["service"])
     verdict("upload / (copy + sha256 + fsync), throughput", ratio, ">= 0.60", met=ratio >= 0.6)
@@ -165,6 +171,21 @@ async def measure(
     else:
         say("FastAPI could not be installed: not compared")
     verdict("growth of memory / 32 MiB", growth.mib / 32, "<= 1.00", met=growth.mib <= 32)
+
+
+async def polled_meanwhile(url: str, source: Path, cookie: str, caller: Caller) -> list[float]:
+    """Poll as forty pages do while one more file arrives; return the polls' milliseconds."""
+    run_id = await caller.upload(linear())
+    uploading = asyncio.create_task(sent(url, source, cookie))
+    took = []
+    while not uploading.done():
+        began = time.perf_counter()
+        await caller.get(f"/prepare/status?runId={run_id}")
+        took.append(1e3 * (time.perf_counter() - began))
+        await asyncio.sleep(0.05)
+    _, answer = await uploading
+    await caller.call("DELETE", f"/runs/{answer['runId']}")
+    return took
 
 
 def report(took: dict[str, list[float]]) -> None:

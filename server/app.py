@@ -139,7 +139,7 @@ def _history(settings: Settings) -> Path:
 
 
 async def _environments(app: web.Application) -> AsyncIterator[None]:
-    root = app[keys.SETTINGS].data_dir.absolute()
+    root = app[keys.SETTINGS].data_dir
     app[_ENVIRONMENTS] = Environments(app[keys.SETTINGS], root / "environments")
     app[_MODEL_TREE] = await asyncio.to_thread(build_tree, root / "trees", "model_server")
     app[_INSPECT_TREE] = await asyncio.to_thread(build_tree, root / "trees", "inspect")
@@ -178,7 +178,7 @@ async def _serving(app: web.Application) -> AsyncIterator[None]:
 
 async def _preparing(app: web.Application) -> AsyncIterator[None]:
     settings, store = app[keys.SETTINGS], app[keys.STORE]
-    root = settings.data_dir.absolute()
+    root = settings.data_dir
     instruments = app[keys.INSTRUMENTS]
     workshop = Workshop(
         settings=settings,

@@ -24,7 +24,7 @@ def main() -> int:
     """Run the service until SIGTERM or SIGINT; return its exit code."""
     try:
         settings = Settings.from_env(os.environ)
-        folder = DataFolder(settings.data_dir.absolute())
+        folder = DataFolder(settings.data_dir)
         folder.open()
     except SettingsError as error:
         sys.stderr.write(f"persephone: {error}\n")

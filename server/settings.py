@@ -233,6 +233,8 @@ class Settings:
                 values[spec.name] = spec.metadata["parse"](text)
             except ValueError as error:
                 raise SettingsError(f"{name}={text!r} cannot be used: expected {error}") from None
+        # Child processes are given paths too, and none of them starts in our folder.
+        values["data_dir"] = values.get("data_dir", Path("data")).absolute()
         return cls(**values)
 
     @property

@@ -72,9 +72,11 @@ class Gateway:
         await self._fresh.close()
 
     async def forward(
-        self, request: web.Request, url: URL, secret: str | None
+        self, request: web.Request, url: URL, replica_id: str, secret: str | None
     ) -> web.StreamResponse:
         """Hand a request to a replica and its answer back.
+
+        Connections are kept per ``replica_id``: those to a replaced one are not used again.
 
         Raises:
             UnavailableError: nobody answers; DeadlineError: too slowly.
@@ -85,7 +87,7 @@ class Gateway:
         if length is not None and length > MAX_BODY_BYTES:
             raise TooLargeError("body_too_large", limit=MAX_BODY_BYTES)
         if not request.body_exists or (length is not None and length <= _HELD_BYTES):
-            return await self._forward_held(request, url, headers)
+            return await self._forward_held(request, url, replica_id, headers)
         # A body that is not held cannot be sent twice: no kept connection may fail it.
         call = self._fresh.request(
             request.method, url, headers=headers, data=body_pieces(request, MAX_BODY_BYTES)
@@ -93,13 +95,19 @@ class Gateway:
         return await _answer(request, call)
 
     async def _forward_held(
-        self, request: web.Request, url: URL, headers: CIMultiDict[str]
+        self, request: web.Request, url: URL, replica_id: str, headers: CIMultiDict[str]
     ) -> web.StreamResponse:
         body = await read_body(request, MAX_BODY_BYTES) if request.body_exists else None
         noted = SimpleNamespace(reused=False)
         try:
             call = self._kept.request(
-                request.method, url, headers=headers, data=body, trace_request_ctx=noted
+                request.method,
+                url,
+                headers=headers,
+                data=body,
+                trace_request_ctx=noted,
+                # Means nothing without TLS, save that the pool tells connections apart by it.
+                server_hostname=replica_id,
             )
             return await _answer(request, call)
         except _ConnectionEndedError as error:

@@ -52,10 +52,10 @@ async def forward(request: web.Request) -> web.StreamResponse:
         raise _nobody(request, made)
     host = request.app[keys.SETTINGS].endpoint_host
     path = request.raw_path.split("/", 2)[2]
-    url = URL(f"http://{host}:{made.port}/{path}", encoded=True)
+    url = URL(f"http://{host}:{replica.port}/{path}", encoded=True)
     secret = replica.spec.model.get("secret")
     try:
-        return await request.app[GATEWAY].forward(request, url, secret)
+        return await request.app[GATEWAY].forward(request, url, replica.spec.replica_id, secret)
     except UnavailableError:
         _count_refusal(request, made)
         raise

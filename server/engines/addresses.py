@@ -35,11 +35,19 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def bind_again(host: str, port: int) -> socket.socket:
-    """Bind a port that was had before.
+def bind_if_free(host: str, port: int) -> socket.socket | None:
+    """Bind a port, unless it cannot be had now."""
+    try:
+        return _bind(host, port)
+    except OSError:
+        return None
+
+
+async def bind_again(host: str, port: int) -> socket.socket | None:
+    """Bind a port that was had before; None if another program has it, after some tries.
 
     Raises:
-        EngineError: ``port_taken``, after some tries.
+        EngineError: the address cannot be had for another cause.
     """
     for attempt in range(_BIND_TRIES):
         if attempt:
@@ -49,7 +57,7 @@ async def bind_again(host: str, port: int) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise EngineError("port_unusable", port=port, evidence=str(error)) from error
-    raise EngineError("port_taken", port=port)
+    return None
 
 
 def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socket.socket:
@@ -75,11 +83,22 @@ def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socke
 class Address:
     """One deployment's listening socket, and whoever answers on it while nobody is home."""
 
-    def __init__(self, listener: socket.socket, doorman: web.Server) -> None:
+    def __init__(self, listener: socket.socket, port: int, doorman: web.Server) -> None:
         self.listener = listener
-        self.port: int = listener.getsockname()[1]
+        self.port = port
         self._doorman = doorman
         self._attending: asyncio.Server | None = None
+
+    @property
+    def listens_on(self) -> int:
+        """The port that was had; another than ``port`` while that one is taken."""
+        return int(self.listener.getsockname()[1])
+
+    async def move(self, listener: socket.socket) -> None:
+        """Listen elsewhere; who inherited the old socket goes on with it."""
+        await self.attend(nobody_home=False)
+        self.listener.close()
+        self.listener = listener
 
     async def attend(self, *, nobody_home: bool) -> None:
         """Accept here, or leave the connections to the replicas."""

@@ -50,6 +50,8 @@ class Replica(ABC):
     """One model process of one version. Methods raise EngineError and nothing else."""
 
     spec: ReplicaSpec
+    port: int
+    """Where it listens: its deployment's own port, save while another program has that one."""
 
     @abstractmethod
     async def ready(self) -> None:
@@ -58,6 +60,10 @@ class Replica(ABC):
     @abstractmethod
     async def admit(self) -> None:
         """Let it take traffic."""
+
+    @abstractmethod
+    async def retreat(self) -> None:
+        """Let it accept no further connection; those that it has go on. Already gone is success."""
 
     @abstractmethod
     async def drain(self) -> None:
@@ -99,10 +105,12 @@ class Engine(ABC):
     async def listen(self, key: DeploymentKey, port: int) -> int:
         """Open a deployment's address and return its port; being open is success.
 
-        ``port`` zero takes a free one of the settings' range.
+        ``port`` zero takes a free one of the settings' range. A port that another program has
+        taken stays the deployment's; until it is free the replicas listen elsewhere, where only
+        the gateway looks for them.
 
         Raises:
-            EngineError: ``port_taken``, or no port is left.
+            EngineError: no port is left, or the address cannot be had.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from server.engines.addresses import Address, bind_again, bind_free
+from server.engines.addresses import Address, bind_again, bind_free, bind_if_free
 from server.engines.base import Engine, EngineError, Replica, ReplicaSpec
 from server.engines.doorman import make_doorman
 from server.sandbox.model_process import ModelProcess, launch_of
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _EXIT_SECONDS = 2.0
+_RETREAT_SECONDS = 1.0
 _CALL_SECONDS = 5.0
 _SCRAPE_BYTES = 1024 * 1024
 _EVIDENCE_CHARS = 300
@@ -40,14 +41,21 @@ class LocalReplica(Replica):
     """A model process of this machine, steered over its control socket."""
 
     def __init__(
-        self, spec: ReplicaSpec, child: Child, control: aiohttp.ClientSession, settings: Settings
+        self,
+        spec: ReplicaSpec,
+        port: int,
+        child: Child,
+        control: aiohttp.ClientSession,
+        settings: Settings,
     ) -> None:
         self.spec = spec
+        self.port = port
         self._child = child
         self._control = control
         self._settings = settings
         self._failure: EngineError | None = None
         self._ended = asyncio.create_task(self._watch())
+        self._draining: asyncio.Task[None] | None = None
 
     async def _watch(self) -> EngineError:
         while (line := await self._child.line()) is not None:
@@ -100,8 +108,32 @@ class LocalReplica(Replica):
         if status != 200:
             raise _refusal(body)
 
+    async def retreat(self) -> None:
+        """Let it accept no further connection; those that it has go on. Already gone is success."""
+        draining = self._drain_once()
+        with contextlib.suppress(TimeoutError):
+            # One that is too busy to listen to us must not hold up the next version.
+            async with asyncio.timeout(_RETREAT_SECONDS):
+                while not draining.done() and await self._accepts():
+                    await asyncio.wait([draining], timeout=_POLL_SECONDS)
+
+    async def _accepts(self) -> bool:
+        try:
+            status, body = await self._call("GET", "/state")
+            return status != 200 or bool(json.loads(body).get("accepting", True))
+        except (EngineError, ValueError, AttributeError):
+            return not self._ended.done()
+
     async def drain(self) -> None:
         """Let it finish what it has; it takes nothing new. Already gone is success."""
+        await asyncio.shield(self._drain_once())
+
+    def _drain_once(self) -> asyncio.Task[None]:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return self._draining
+
+    async def _drain(self) -> None:
         seconds = self._settings.drain_seconds + self._settings.predict_seconds + _CALL_SECONDS
         with contextlib.suppress(EngineError):
             await self._call("POST", "/drain", seconds=seconds)
@@ -114,6 +146,8 @@ class LocalReplica(Replica):
             await asyncio.wait([self._ended], timeout=_EXIT_SECONDS)
         await self._child.kill()
         await self._ended
+        if self._draining is not None:
+            await self._draining
         await self._control.close()
 
     async def ended(self) -> EngineError:
@@ -195,17 +229,23 @@ class LocalEngine(Engine):
 
     async def listen(self, key: DeploymentKey, port: int) -> int:
         """Open a deployment's address and return its port; being open is success."""
+        host = self._settings.endpoint_host
         known = self._addresses.get(key)
         if known is not None:
+            if known.listens_on != known.port and (freed := bind_if_free(host, known.port)):
+                await known.move(freed)
             return known.port
-        host = self._settings.endpoint_host
         if port:
             listener = await bind_again(host, port)
+            if listener is None:
+                logger.warning("port %d is taken: only the gateway serves", port)
+                # Not of the range: those are the addresses of other deployments.
+                listener = bind_free(host, (0, 0), ())
         else:
             used = {address.port for address in self._addresses.values()}
             listener = bind_free(host, self._settings.endpoint_ports, used)
         doorman = make_doorman(self._messages, lambda: self._refused(key))
-        address = Address(listener, doorman)
+        address = Address(listener, port or listener.getsockname()[1], doorman)
         self._addresses[key] = address
         return address.port
 
@@ -229,6 +269,7 @@ class LocalEngine(Engine):
             control = self._control_socket(spec.replica_id)
         except OSError as error:
             raise EngineError("replica_not_started", evidence=error.strerror or "") from error
+        address = self._addresses[spec.key]
         process = ModelProcess(
             command="serve",
             python=spec.python,
@@ -239,7 +280,7 @@ class LocalEngine(Engine):
             gpu=spec.gpu,
             threads=int(spec.model["threads"]),
             memory_bytes=self._settings.model_memory_bytes,
-            listen_fd=self._addresses[spec.key].listener.fileno(),
+            listen_fd=address.listener.fileno(),
             control_fd=control.fileno(),
         )
         try:
@@ -249,9 +290,8 @@ class LocalEngine(Engine):
         finally:
             control.close()
         connector = aiohttp.UnixConnector(path=self._control_path(spec.replica_id))
-        replica = LocalReplica(
-            spec, child, aiohttp.ClientSession(connector=connector), self._settings
-        )
+        session = aiohttp.ClientSession(connector=connector)
+        replica = LocalReplica(spec, address.listens_on, child, session, self._settings)
         self._replicas.add(replica)
         task = asyncio.create_task(self._forget(replica, folder))
         self._forgetting.add(task)

@@ -61,7 +61,7 @@ class SpecMaker:
         self._store = store
         self._environments = environments
         self._tree = tree
-        self._models = settings.data_dir.absolute() / "models"
+        self._models = settings.data_dir / "models"
 
     async def make(self, made: Deployment, version: int, run_id: str) -> ReplicaSpec:
         """Describe a replica of a version of a deployment.

@@ -202,6 +202,9 @@ class Keeper:
         assert live.replica is not None  # noqa: S101
         await self._engine.attend(self._key, nobody_home=False)
         await live.replica.admit()
+        if self._serving is not None and self._serving.replica is not None:
+            # Who is told that the new version serves shall not reach the old one any more.
+            await self._serving.replica.retreat()
         await self._hooks.joined(live.replica)
         replaced, self._serving, self._candidate = self._serving, live, None
         fell_back = live.version != made.version

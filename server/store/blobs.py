@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 2 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
+# The disk works while the rest arrives: what is synced early need not be waited for at the end.
+_SYNC_BYTES = 32 * 1024 * 1024
+_SYNCS_AT_ONCE = 2
 # A blob without a row may belong to an upload that is about to write its row.
 _ORPHAN_SECONDS = 3600.0
 
@@ -34,13 +37,16 @@ def sync_folder(folder: Path) -> None:
 class Incoming:
     """A file that is being received: hashed on the way, durable once committed."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, syncing: set[asyncio.Future[None]]) -> None:
         self._file = file
         self.path = path
         self._hash = hashlib.sha256()
         self._batch: list[bytes] = []
         self._batched = 0
         self._writing: asyncio.Future[None] | None = None
+        self._all_syncing = syncing
+        self._syncing: asyncio.Future[None] | None = None
+        self._unsynced = 0
         self.size_bytes = 0
 
     async def write(self, chunk: bytes) -> None:
@@ -58,9 +64,19 @@ class Incoming:
     async def _flush(self) -> None:
         # One batch is written while the next one arrives; never more than one.
         await self.settle()
+        self._unsynced += self._batched
         batch, self._batch, self._batched = self._batch, [], 0
         loop = asyncio.get_running_loop()
+        if self._unsynced >= _SYNC_BYTES and self._may_sync():
+            self._unsynced = 0
+            self._syncing = loop.run_in_executor(None, os.fdatasync, self._file.fileno())
+            self._all_syncing.add(self._syncing)
+            self._syncing.add_done_callback(self._all_syncing.discard)
         self._writing = loop.run_in_executor(None, self._put, batch)
+
+    def _may_sync(self) -> bool:
+        # Few at a time: the threads are everybody's.
+        return self._syncing is None and len(self._all_syncing) < _SYNCS_AT_ONCE
 
     async def settle(self) -> None:
         """Wait for the batch that is being written."""

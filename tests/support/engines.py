@@ -19,6 +19,7 @@ class InProcessReplica(Replica):
 
     def __init__(self, spec: ReplicaSpec, journal: list[str]) -> None:
         self.spec = spec
+        self.port = 20000
         self.journal = journal
         self.end: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
 
@@ -30,6 +31,9 @@ class InProcessReplica(Replica):
 
     async def admit(self) -> None:
         self.note("admit")
+
+    async def retreat(self) -> None:
+        self.note("retreat")
 
     async def drain(self) -> None:
         self.note("drain")

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings, SettingsError
+
+
+def test_the_defaults_are_for_one_machine() -> None:
+    settings = Settings.from_env({})
+    assert settings.is_loopback
+    assert settings.inference_is_open
+    assert settings.endpoint_host == "127.0.0.1"
+    assert settings.data_dir == Path.cwd() / "data"
+
+
+def test_what_is_not_ours_is_ignored() -> None:
+    assert Settings.from_env({"PATH": "x", "PORT": "1"}) == Settings.from_env({})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PERSEPHONE_PROT", "8000"),
+        ("PERSEPHONE_PORT", "eighty"),
+        ("PERSEPHONE_PORT", "65536"),
+        ("PERSEPHONE_CORS_ORIGINS", "*"),
+        ("PERSEPHONE_CORS_ORIGINS", "http://localhost:3000,*"),
+        ("PERSEPHONE_CORS_ORIGINS", "null"),
+        ("PERSEPHONE_CORS_ORIGINS", "localhost:3000"),
+        ("PERSEPHONE_ENVIRONMENTS", ""),
+        ("PERSEPHONE_ENVIRONMENTS", "dev,upload"),
+        ("PERSEPHONE_ENVIRONMENTS", "Dev"),
+        ("PERSEPHONE_ENDPOINT_PORTS", "20000"),
+        ("PERSEPHONE_ENDPOINT_PORTS", "29999-20000"),
+        ("PERSEPHONE_OFFER_CPU", "maybe"),
+        ("PERSEPHONE_MAX_UPLOAD_BYTES", "0"),
+        ("PERSEPHONE_PROMETHEUS_URL", "ftp://x"),
+        ("PERSEPHONE_ENGINE", "ray"),
+        ("PERSEPHONE_COOKIE_SAMESITE", "open"),
+        ("PERSEPHONE_PREDICT_SECONDS", "nan"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_env({name: text})
+
+
+def test_off_loopback_predictions_need_identification_unless_opened() -> None:
+    away = {"PERSEPHONE_HOST": "0.0.0.0"}
+    assert not Settings.from_env(away).inference_is_open
+    assert Settings.from_env({**away, "PERSEPHONE_INFERENCE_AUTH": "open"}).inference_is_open
+    assert not Settings.from_env({"PERSEPHONE_INFERENCE_AUTH": "token"}).inference_is_open
