@@ -58,6 +58,9 @@ def _shown(
     phase = request.app[keys.DEPLOY].phase(made)
     seen = request.app[keys.RECONCILER].seen(made)
     text = _text(made, phase, seen.serving)
+    replica = request.app[keys.RECONCILER].serving(made.key)
+    if phase is Phase.SUCCEEDED and replica is not None and replica.port != made.port:
+        text = Text(code="port_taken", params={"port": made.port})
     message = rendered(request, text)
     if phase is Phase.FAILED and seen.serving is not None:
         older = Text(code="deploy_older_serves", params={"version": seen.serving})

@@ -248,8 +248,11 @@ class Keeper:
         # What the model process named itself would end the same way the next time.
         hopeless = not isinstance(failure, EngineError) or failure.permanent
         self._crashes.add(live.version, self._clock())
-        if (never_served and hopeless) or self._crashes.loops:
+        if never_served and hopeless:
             await self._give_up(made, live.version, text)
+        elif self._crashes.loops:
+            is_crash = text.code == "replica_ended"
+            await self._give_up(made, live.version, _looping(text) if is_crash else text)
         else:
             await self._store.saw(replace(made, message=text))
 
@@ -302,7 +305,7 @@ class Keeper:
             await live.replica.stop()
         text = Text(code=failure.code, params=_evident(failure))
         if self._crashes.loops:
-            await self._give_up(made, live.version, Text(code="crash_loop", params=text.params))
+            await self._give_up(made, live.version, _looping(text))
         else:
             await self._store.saw(replace(made, message=text))
 
@@ -316,6 +319,12 @@ class Keeper:
             await self._drain(live)
         if self._retiring:
             await asyncio.wait(self._retiring)
+
+
+def _looping(last: Text) -> Text:
+    """Say that it crashes again and again, and how it did the last time."""
+    reason = {"code": last.code, "params": last.params}
+    return Text(code="crash_loop", params={"warnings": [reason]})
 
 
 def _evident(failure: PersephoneError) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from server.errors import StepFailedError, StorageFullError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Awaitable, Collection
     from pathlib import Path
 
 _BATCH_BYTES = 2 * 1024 * 1024
@@ -67,26 +67,32 @@ class Incoming:
         self._unsynced += self._batched
         batch, self._batch, self._batched = self._batch, [], 0
         loop = asyncio.get_running_loop()
-        if self._unsynced >= _SYNC_BYTES and self._may_sync():
+        if self._unsynced >= _SYNC_BYTES:
+            await self._sync_early(loop)
+        self._writing = loop.run_in_executor(None, self._put, batch)
+
+    async def _sync_early(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._syncing is not None and self._syncing.done():
+            await self._settle_sync()
+        # Few at a time: the threads are everybody's.
+        if self._syncing is None and len(self._all_syncing) < _SYNCS_AT_ONCE:
             self._unsynced = 0
             self._syncing = loop.run_in_executor(None, os.fdatasync, self._file.fileno())
             self._all_syncing.add(self._syncing)
             self._syncing.add_done_callback(self._all_syncing.discard)
-        self._writing = loop.run_in_executor(None, self._put, batch)
 
-    def _may_sync(self) -> bool:
-        # Few at a time: the threads are everybody's.
-        return self._syncing is None and len(self._all_syncing) < _SYNCS_AT_ONCE
+    async def _settle_sync(self) -> None:
+        # The kernel tells of a failed write once: the last sync would not hear of it again.
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            await _explaining(syncing)
 
     async def settle(self) -> None:
         """Wait for the batch that is being written."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
-        try:
-            await writing
-        except OSError as error:
-            raise _explained(error) from error
+        await _explaining(writing)
 
     def _put(self, batch: list[bytes]) -> None:
         for chunk in batch:
@@ -97,15 +103,25 @@ class Incoming:
         """Bring the last bytes to the disk and return the SHA-256 in hex."""
         await self._flush()
         await self.settle()
-        try:
-            await asyncio.to_thread(self._sync)
-        except OSError as error:
-            raise _explained(error) from error
+        await self._settle_sync()
+        await _explaining(asyncio.to_thread(self._sync))
         return self._hash.hexdigest()
+
+    async def abandon(self) -> None:
+        """Wait until no thread uses the file any more, whatever became of its work."""
+        pending = [work for work in (self._writing, self._syncing) if work is not None]
+        await asyncio.gather(*pending, return_exceptions=True)
 
     def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+async def _explaining(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except OSError as error:
+        raise _explained(error) from error
 
 
 def _explained(error: OSError) -> Exception:
@@ -120,6 +136,7 @@ class Blobs:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self._syncing: set[asyncio.Future[None]] = set()
         # Held while a reference to a blob is made or the last one is looked for.
         self.referring = asyncio.Lock()
 
@@ -144,12 +161,11 @@ class Blobs:
             file = await asyncio.to_thread(path.open, "xb", buffering=0)
         except OSError as error:
             raise _explained(error) from error
-        incoming = Incoming(file, path)
+        incoming = Incoming(file, path, self._syncing)
         try:
             yield incoming
         finally:
-            if incoming._writing is not None:
-                await asyncio.wait([incoming._writing])
+            await incoming.abandon()
             await asyncio.to_thread(_discard, file, path)
 
     async def keep(self, incoming: Incoming, digest: str) -> None:

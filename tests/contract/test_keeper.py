@@ -113,7 +113,14 @@ async def test_a_new_version_is_admitted_before_the_old_one_drains(world: World)
     await world.reach(Phase.SUCCEEDED)
     await world.want(2)
     await until(lambda: "stop 1" in world.engine.journal)
-    assert world.engine.journal[3:] == ["start 2", "ready 2", "admit 2", "drain 1", "stop 1"]
+    assert world.engine.journal[3:] == [
+        "start 2",
+        "ready 2",
+        "admit 2",
+        "retreat 1",
+        "drain 1",
+        "stop 1",
+    ]
     assert world.unused == ["run1"]
 
 
