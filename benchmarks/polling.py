@@ -1,8 +1,8 @@
 """Polls of the page against a bare aiohttp handler, with one run in the store and with 1,000.
 
 The service runs with its defaults: sessions, CORS, metrics and logs. The run is deployed and
-serves; the page's cookie and Origin are sent. The bare handler is aiohttp + uvloop + orjson and
-serialises the same answer.
+serves. The bare handler is aiohttp + uvloop + orjson; it gets the very same requests, with the
+page's cookie and Origin, and serialises the same answer.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Side:
     def __init__(self, name: str, pid: int, url: str, query: str, cookie: str) -> None:
         self.name = name
         self.query = query
+        self.cookie = cookie
         self._pid = pid
         self._url = url
         self._headers = (f"Cookie: {cookie}", f"Origin: {PAGE_ORIGIN}", "Accept-Language: ru")
@@ -169,16 +170,17 @@ async def measure(few: Side, many: Side, python: Path | None) -> None:
     bodies = {path: await few.answer(path) for path in (STATUS, SUMMARY)}
     text = json.dumps(bodies)
     async with program(sys.executable, "-c", BARE, text) as (pid, url):
-        bare = Side("bare aiohttp handler", pid, url, few.query, "")
+        bare = Side("bare aiohttp handler", pid, url, few.query, few.cookie)
         if python is None:
             await rounds([bare, few, many])
             return
-        cookie = "persephone_session=" + "x" * 43
-        async with program(python, "-c", FASTAPI, text, cookie, PAGE_ORIGIN) as (
+        async with program(python, "-c", FASTAPI, text, few.cookie, PAGE_ORIGIN) as (
             fastapi_pid,
             fastapi_url,
         ):
-            other = Side("FastAPI carrying the same", fastapi_pid, fastapi_url, few.query, cookie)
+            other = Side(
+                "FastAPI carrying the same", fastapi_pid, fastapi_url, few.query, few.cookie
+            )
             await rounds([bare, few, many, other])
 
 

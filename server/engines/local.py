@@ -70,6 +70,8 @@ class LocalReplica(Replica):
     async def _call(
         self, method: str, path: str, *, seconds: float = _CALL_SECONDS
     ) -> tuple[int, bytes]:
+        if self._control.closed:
+            raise EngineError("replica_silent", evidence="ended")
         timeout = aiohttp.ClientTimeout(total=seconds)
         url = f"http://replica{path}"
         try:

@@ -206,7 +206,6 @@ class Keeper:
             # Who is told that the new version serves shall not reach the old one any more.
             await self._serving.replica.retreat()
         await self._hooks.joined(live.replica)
-        replaced, self._serving, self._candidate = self._serving, live, None
         fell_back = live.version != made.version
         await self._store.saw(
             replace(
@@ -216,6 +215,7 @@ class Keeper:
                 message=made.message if fell_back else None,
             )
         )
+        replaced, self._serving, self._candidate = self._serving, live, None
         if replaced is not None:
             self._retire(replaced)
         self._hooks.ended(self._key, "succeeded")

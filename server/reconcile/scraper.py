@@ -159,9 +159,17 @@ class Scraper:
             text = None
         is_up = self._monitor.ingest(target, at, text)
         self._scraped(is_up, time.time() - at)
-        made = self._store.deployments.get(key)
-        if not is_up and (made is None or made.wanted is Wanted.STOPPED):
+        if not is_up and not self._may_return(target, key):
             self._forget(target)
+
+    def _may_return(self, target: Target, key: DeploymentKey) -> bool:
+        """Whether a silent replica's version is still the one that should answer."""
+        made = self._store.deployments.get(key)
+        return (
+            made is not None
+            and made.wanted is Wanted.UP
+            and str(made.serving_version) == target.version
+        )
 
     async def _scrape_gateways(self) -> None:
         while True:

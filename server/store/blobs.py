@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from server.errors import StepFailedError, StorageFullError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Collection
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
 _BATCH_BYTES = 2 * 1024 * 1024
@@ -83,43 +83,51 @@ class Incoming:
 
     async def _settle_sync(self) -> None:
         # The kernel tells of a failed write once: the last sync would not hear of it again.
-        syncing, self._syncing = self._syncing, None
-        if syncing is not None:
-            await _explaining(syncing)
+        if self._syncing is not None:
+            await _explaining(self._syncing)
+            self._syncing = None
 
     async def settle(self) -> None:
         """Wait for the batch that is being written."""
-        if self._writing is None:
-            return
-        writing, self._writing = self._writing, None
-        await _explaining(writing)
+        if self._writing is not None:
+            await _explaining(self._writing)
+            self._writing = None
 
     def _put(self, batch: list[bytes]) -> None:
         for chunk in batch:
             self._hash.update(chunk)
-        self._file.writelines(batch)
+            rest = memoryview(chunk)
+            while rest:
+                # A disk that is nearly full takes a part, and says why only at the next attempt.
+                rest = rest[self._file.write(rest) :]
 
     async def finish(self) -> str:
         """Bring the last bytes to the disk and return the SHA-256 in hex."""
         await self._flush()
         await self.settle()
         await self._settle_sync()
-        await _explaining(asyncio.to_thread(self._sync))
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._sync)
+        await self.settle()
         return self._hash.hexdigest()
 
     async def abandon(self) -> None:
         """Wait until no thread uses the file any more, whatever became of its work."""
         pending = [work for work in (self._writing, self._syncing) if work is not None]
-        await asyncio.gather(*pending, return_exceptions=True)
+        if pending:
+            await asyncio.wait(pending)
+        for work in pending:
+            # Taken note of: an upload that ends early has said why already.
+            work.exception()
 
     def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-async def _explaining(work: Awaitable[None]) -> None:
+async def _explaining(work: asyncio.Future[None]) -> None:
     try:
-        await work
+        # Cancelling the upload does not end the thread that uses its file.
+        await asyncio.shield(work)
     except OSError as error:
         raise _explained(error) from error
 

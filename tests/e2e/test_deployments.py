@@ -231,6 +231,33 @@ async def test_a_killed_replica_is_back_and_the_gateway_never_shows_a_broken_con
     assert (again["phase"], again["version"]) == ("Succeeded", "1")
 
 
+async def test_the_figures_go_on_after_a_crash(service: Service, caller: Caller) -> None:
+    before = {process.pid for process in replicas_of(service.data_dir)}
+    run_id = await prepared(caller, 1)
+    status = await caller.deploy(run_id)
+    path = f"/monitor/summary?runId={run_id}"
+    for _ in range(2):
+        # The second crash comes while a scrape is due: it finds nobody.
+        for process in replicas_of(service.data_dir):
+            if process.pid not in before:
+                process.kill()
+        await asyncio.sleep(2.5)
+    async with asyncio.timeout(30):
+        while await predict(caller, status["gateway"], run_id) != (200, 1):
+            await asyncio.sleep(0.1)
+    earlier = (await caller.get(path))["red"]["rps"]
+    for _ in range(120):
+        assert await predict(caller, status["endpoint"], run_id) == (200, 1)
+
+    now = await caller.until(path, lambda now: now["red"]["rps"] > earlier + 1, 15)
+    assert now["dataStatus"] == "ok"
+    targets = await caller.get("/sd")
+    assert [one["labels"]["replica"] for one in targets if one["labels"]["run_id"] == run_id] == [
+        "0",
+        "gateway",
+    ]
+
+
 async def test_a_crash_loop_ends_as_failed_and_nobody_home_is_said_and_counted(
     service: Service, caller: Caller
 ) -> None:
@@ -303,7 +330,7 @@ async def test_a_deleted_run_takes_everything_with_it(service: Service, caller: 
     for status in statuses:
         assert not is_open(port_of(status))
         assert (await predict(caller, status["gateway"], run_id))[0] == 404
-    assert (await caller.get("/sd")) == []
+    await caller.until("/sd", lambda targets: targets == [])
 
 
 async def test_a_port_that_another_program_took_is_named_and_the_gateway_still_serves(

@@ -95,9 +95,7 @@ def calls() -> Iterator[tuple[str, list[ast.expr]]]:
 
 def raised_statuses() -> Iterator[tuple[str, int]]:
     """Yield the codes of errors that become an answer, with the status of their class."""
-    classes = {
-        kind.__name__: status for kind, status in api_errors.STATUS.items() if status != 422
-    }
+    classes = {kind.__name__: status for kind, status in api_errors.STATUS.items() if status != 422}
     for name, arguments in calls():
         values = [item.value for item in arguments if isinstance(item, ast.Constant)]
         if name in classes and values and isinstance(values[0], str):
@@ -145,7 +143,8 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_of_make_that_a_page_names_exist(page: Path) -> None:
     known = set(re.findall(r"^([a-z0-9]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"(?:`|^|\w=\w+ )make ([a-z0-9]+)", page.read_text(), re.MULTILINE)
+    code = "\n".join(re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.DOTALL))
+    named = re.findall(r"(?:`|^|\w=\S+ )make ([a-z0-9]+)", code, re.MULTILINE)
 
     assert set(named) - known == set()
 
