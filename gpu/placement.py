@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpu.devices import Device, DeviceState, Problem, Snapshot
+from gpu.devices import Device, DeviceState, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -88,17 +88,3 @@ def reason_params(device: Device, need_bytes: int = 0) -> dict[str, Any]:
         "free": device.memory_free_bytes // MEBIBYTE,
         "need": -(-need_bytes // MEBIBYTE),
     }
-
-
-def released(snapshot: Snapshot, gpu_id: str, pids: Collection[int]) -> bool:
-    """Tell whether NVML shows that ``pids`` have left the device.
-
-    False as long as the driver cannot be asked: the caller has a deadline of its own. A device
-    that is gone from a good reading holds nothing.
-    """
-    device = snapshot.device(gpu_id)
-    if device is None:
-        return snapshot.problem not in {Problem.DRIVER_HANGS, Problem.DRIVER_FAILED}
-    if snapshot.problem in {Problem.DRIVER_HANGS, Problem.DRIVER_FAILED}:
-        return False
-    return not any(pid in pids for pid in device.processes)

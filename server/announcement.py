@@ -10,18 +10,21 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gpu.devices import Snapshot
+    from server.messages import Messages
 
 
 async def announcement(app: web.Application, host: str, port: int) -> str:
     """Return the lines that are printed once the service listens."""
     settings = app[keys.SETTINGS]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        host = "localhost"
     name = f"[{host}]" if ":" in host else host
     url = settings.public_url or f"http://{name}:{port}"
     snapshot = await app[keys.DEVICES].snapshot()
     lines = [
         f"Persephone {__version__} is ready on {url}",
         f"  API reference  {url}/docs",
-        f"  GPUs           {_gpus(snapshot)}",
+        f"  GPUs           {_gpus(app[keys.MESSAGES], snapshot)}",
         *_laptop_hint(snapshot, offered=settings.offer_cpu),
         f"  sandbox        {app[keys.SANDBOX].name}",
         f"  monitoring     {settings.prometheus_url or 'embedded'}",
@@ -30,9 +33,9 @@ async def announcement(app: web.Application, host: str, port: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gpus(snapshot: Snapshot) -> str:
+def _gpus(messages: Messages, snapshot: Snapshot) -> str:
     if not snapshot.devices:
-        return f"none ({snapshot.problem})" if snapshot.problem else "none"
+        return messages.render(snapshot.problem, language="en") if snapshot.problem else "none"
     return ", ".join(
         f"{device.name} ({device.memory_total_bytes / 1024**3:.0f} GiB)"
         for device in snapshot.devices

@@ -156,14 +156,11 @@ async def _serving(app: web.Application) -> AsyncIterator[None]:
     maker = SpecMaker(settings, store, app[_ENVIRONMENTS], app[_MODEL_TREE])
     instruments = app[keys.INSTRUMENTS]
 
-    async def unused(run_id: str) -> None:
-        await app[keys.RUNS].release_if_unused(run_id)
-
     hooks = Hooks(
         make_spec=maker.make,
         joined=scraper.joined,
         left=scraper.left,
-        unused=unused,
+        unused=app[keys.DEVICES].release_if_unused,
         restarted=lambda key: instruments.restart(key.environment),
         ended=lambda key, result: instruments.deploy(key.environment, result),
     )
@@ -196,7 +193,6 @@ async def _preparing(app: web.Application) -> AsyncIterator[None]:
         store, app[keys.DEVICES], workshop, concurrency=settings.prepare_concurrency
     )
     app[keys.RUNS] = Runs(
-        settings,
         store,
         app[_BLOBS],
         root / "models",
@@ -214,7 +210,7 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
     async def keep_house() -> None:
         while True:
             try:
-                await app[keys.RUNS].expire_leases()
+                await app[keys.DEVICES].expire_leases()
                 await app[_SESSIONS].forget_expired(time.time())
                 await asyncio.to_thread(
                     keep_history, dump(app[_EMBEDDED]), _history(app[keys.SETTINGS])

@@ -78,18 +78,6 @@ def gpu_id(request: web.Request) -> str | None:
     return value
 
 
-def whole_number(
-    request: web.Request, name: str, default: int, *, low: int = 1, high: int = 1000
-) -> int:
-    """Return a whole number of the query between ``low`` and ``high``, or ``default``."""
-    value = optional(request, name)
-    if value is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
-        raise InvalidRequestError("parameter_malformed", name=name, expected=f"{low}..{high}")
-    return int(value)
-
-
 def optional(request: web.Request, name: str) -> str | None:
     """Return the one value of a parameter; it may be empty, and ``None`` means left out."""
     query = request.rel_url.raw_query_string

@@ -97,6 +97,6 @@ class Deploy:
         made = self.find(run, environment)
         if made is None or made.wanted is Wanted.STOPPED:
             raise NotFoundError("not_deployed", environment=environment)
-        await self._store.want(replace(made, wanted=Wanted.STOPPED, wanted_at=now()))
+        await self._store.want(replace(made, wanted=Wanted.STOPPED))
         self._reconciler.poke(made.key)
         return self._store.deployments[made.key]

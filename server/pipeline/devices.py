@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu.placement import free_devices, reason_params, why_not_free
 from server.errors import ConflictError, InvalidRequestError
+from server.records import now
+from server.states import Phase, Wanted
 
 if TYPE_CHECKING:
     from gpu.devices import Device, Snapshot
@@ -14,7 +18,11 @@ if TYPE_CHECKING:
     from server.settings import Settings
     from server.store.state import Store
 
+logger = logging.getLogger(__name__)
+
 CPU = "cpu"
+_EMPTY_TRIES = 20
+_EMPTY_PAUSE_SECONDS = 0.5
 _GIBIBYTE = 1024**3
 
 
@@ -98,3 +106,39 @@ class Devices:
             raise ConflictError("gpu_gone", gpu=gpu_id)
         self.refuse_unfree(device, run_id)
         await self._store.take_lease(gpu_id, run_id)
+
+    async def release_if_unused(self, run_id: str) -> None:
+        """End the lease of a run that is deployed nowhere any more, once its GPU is empty."""
+        lease = self._store.lease_of(run_id)
+        if lease is None or not self._is_idle(run_id):
+            return
+        await self._until_empty(lease.gpu_id)
+        if self._is_idle(run_id):
+            await self._store.release_lease(run_id)
+
+    def _is_idle(self, run_id: str) -> bool:
+        is_needed = any(
+            made.wanted is Wanted.UP or made.serving_run_id == run_id
+            for made in self._store.deployments_of(run_id)
+        )
+        return self._store.preparation(run_id).phase is Phase.SUCCEEDED and not is_needed
+
+    async def _until_empty(self, gpu_id: str) -> None:
+        """Wait until the driver shows no process on a GPU; a process that hangs is not ours."""
+        for _ in range(_EMPTY_TRIES):
+            device = (await self.snapshot()).device(gpu_id)
+            if device is None or not device.processes:
+                return
+            await asyncio.sleep(_EMPTY_PAUSE_SECONDS)
+        logger.warning("GPU %s still has processes after its run has ended", gpu_id)
+
+    async def expire_leases(self) -> None:
+        """End the leases of runs that were prepared long ago and never deployed."""
+        for lease in list(self._store.leases.values()):
+            if not self._is_idle(lease.run_id):
+                continue
+            prepared_at = self._store.preparation(lease.run_id).updated_at or lease.taken_at
+            since = max(lease.taken_at, prepared_at)
+            if (now() - since).total_seconds() > self._settings.lease_seconds:
+                logger.info("run %s was not deployed and loses its GPU", lease.run_id)
+                await self._store.release_lease(lease.run_id)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 from typing import TYPE_CHECKING
-
-from server.records import now
-from server.states import Phase, Wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,21 +13,17 @@ if TYPE_CHECKING:
     from server.pipeline.prepare import Prepare
     from server.reconcile.reconciler import Reconciler
     from server.records import Run
-    from server.settings import Settings
     from server.store.blobs import Blobs
     from server.store.state import Store
-
-logger = logging.getLogger(__name__)
 
 _PAGE = 100
 
 
 class Runs:
-    """The runs of one owner at a time, and the leases that nobody needs any more."""
+    """The runs of one owner at a time."""
 
     def __init__(
         self,
-        settings: Settings,
         store: Store,
         blobs: Blobs,
         models: Path,
@@ -39,7 +31,6 @@ class Runs:
         reconciler: Reconciler,
         monitor: Monitor,
     ) -> None:
-        self._settings = settings
         self._store = store
         self._blobs = blobs
         self._models = models
@@ -68,26 +59,3 @@ class Runs:
         async with self._blobs.referring:
             if run.digest not in self._store.digests():
                 await self._blobs.delete(run.digest)
-
-    async def release_if_unused(self, run_id: str) -> None:
-        """End the lease of a run that is deployed nowhere any more."""
-        made = self._store.preparation(run_id)
-        if made.phase is Phase.SUCCEEDED and not self._is_needed(run_id):
-            await self._store.release_lease(run_id)
-
-    def _is_needed(self, run_id: str) -> bool:
-        return any(
-            made.wanted is Wanted.UP or made.serving_run_id == run_id
-            for made in self._store.deployments_of(run_id)
-        )
-
-    async def expire_leases(self) -> None:
-        """End the leases of runs that were prepared long ago and never deployed."""
-        for lease in list(self._store.leases.values()):
-            made = self._store.preparation(lease.run_id)
-            if made.phase is Phase.RUNNING or self._is_needed(lease.run_id):
-                continue
-            since = max(lease.taken_at, made.updated_at or lease.taken_at)
-            if (now() - since).total_seconds() > self._settings.lease_seconds:
-                logger.info("run %s was not deployed and loses its GPU", lease.run_id)
-                await self._store.release_lease(lease.run_id)

@@ -120,10 +120,10 @@ class Attempt:
         self._began = time.monotonic()
 
     async def _integrity(self) -> None:
-        self._say(Step.INTEGRITY, "integrity_running", {"mb": _mb(self._run.size_bytes)})
+        self._say(Step.INTEGRITY, "integrity_running", {"size": _size(self._run.size_bytes)})
         size = await self._workshop.blobs.verify(self._run.digest)
         await self._done(
-            Step.INTEGRITY, "integrity_done", mb=_mb(size), digest=self._run.digest[:12]
+            Step.INTEGRITY, "integrity_done", size=_size(size), digest=self._run.digest[:12]
         )
 
     @property
@@ -327,8 +327,10 @@ class Attempt:
         self._workshop.observe(Step.PASSPORT, Phase.SUCCEEDED, self._seconds())
 
 
-def _mb(size: int) -> float:
-    return round(size / _MEBIBYTE, 1)
+def _size(size_bytes: int) -> str:
+    if size_bytes < _MEBIBYTE:
+        return f"{size_bytes / 1024:.3g} KB"
+    return f"{size_bytes / _MEBIBYTE:.4g} MB"
 
 
 def _empty_folder(folder: Path) -> None:

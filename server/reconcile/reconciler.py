@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from server.reconcile.keeper import Hooks, Keeper
@@ -45,7 +46,8 @@ class Reconciler:
             keeper.poke()
             return
         self._keepers[key] = keeper = Keeper(key, self._store, self._engine, self._hooks)
-        task = asyncio.create_task(keeper.run())
+        # A context of its own: whoever asked first is not to stand in its log lines for good.
+        task = asyncio.create_task(keeper.run(), context=Context())
         self._tasks[key] = task
         task.add_done_callback(lambda _task: self._forget(key))
 

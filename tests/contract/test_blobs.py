@@ -70,9 +70,9 @@ async def test_damage_is_noticed(blobs: Blobs) -> None:
 async def test_a_full_disk_is_named(blobs: Blobs, tmp_path: Path) -> None:
     with pytest.raises(StorageFullError):
         async with blobs.incoming() as incoming:
-            os.close(incoming._file.fileno())  # noqa: SLF001
+            os.close(incoming._file.fileno())
             full = os.open("/dev/full", os.O_WRONLY)
-            assert full == incoming._file.fileno()  # noqa: SLF001
+            assert full == incoming._file.fileno()
             await incoming.write(CONTENT)
             await incoming.finish()
     assert files(blobs, tmp_path) == []

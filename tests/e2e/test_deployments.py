@@ -142,6 +142,8 @@ async def test_hand_overs_under_load_lose_no_request(caller: Caller) -> None:
 async def test_a_later_run_of_the_same_model_takes_over_its_address(caller: Caller) -> None:
     older, newer = [await prepared(caller, value, model="taken-over") for value in (1, 2)]
     first = await caller.deploy(older)
+    for _ in range(3):
+        assert await predict(caller, first["gateway"], "taken-over") == (200, 1)
     second = await caller.deploy(newer)
 
     assert (second["endpoint"], second["version"]) == (first["endpoint"], "2")

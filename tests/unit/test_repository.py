@@ -83,9 +83,7 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
-MACHINE_PATHS = re.compile(
-    r"/(?:work|root|opt|home|Users|mnt)/(?!persephone\b)[\w.-]+", re.ASCII
-)
+MACHINE_PATHS = re.compile(r"/(?:work|root|opt|home|Users|mnt)/(?!persephone\b)[\w.-]+", re.ASCII)
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

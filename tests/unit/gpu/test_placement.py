@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu.devices import Device, DeviceState, Problem, Snapshot
-from gpu.placement import free_devices, reason_params, released, why_not_free
+from gpu.placement import free_devices, reason_params, why_not_free
 
 GIB = 1024**3
 MIB = 1024**2
@@ -110,18 +110,6 @@ def test_the_parameters_of_a_reason_are_whole_mebibytes() -> None:
     params = reason_params(card(total=2 * GIB, used=MIB), need_bytes=MIB + 1)
 
     assert params == {"gpu": "NVIDIA A100", "used": 1, "free": 2047, "need": 2}
-
-
-def test_a_device_is_released_when_the_processes_are_gone() -> None:
-    assert not released(snapshot(card(processes=(41, 42))), "GPU-1", {42})
-    assert released(snapshot(card(processes=(41,))), "GPU-1", {42})
-    assert released(snapshot(), "GPU-1", {42})
-
-
-@pytest.mark.parametrize("problem", [Problem.DRIVER_HANGS, Problem.DRIVER_FAILED])
-def test_nothing_is_known_to_be_released_while_the_driver_does_not_answer(problem: Problem) -> None:
-    assert not released(snapshot(card(), problem=problem), "GPU-1", {42})
-    assert not released(snapshot(problem=problem), "GPU-1", {42})
 
 
 DEVICES = st.builds(
