@@ -185,9 +185,10 @@ async def measure(few: Side, many: Side, python: Path | None) -> None:
 
 
 async def rounds(sides: list[Side]) -> None:
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for path in (STATUS, SUMMARY):
-            for side in sides:
+            # Back and forth, so that no side always follows the same other one.
+            for side in sides if number % 2 else sides[::-1]:
                 await side.load(path)
     head = ("poll", "server", "requests/s", "p50 ms", "p99 ms", "server CPU µs/request")
     table(head, [side.row(path) for path in (STATUS, SUMMARY) for side in sides])

@@ -42,7 +42,7 @@ from server.reconcile.scraper import Scraper
 from server.routes import routes
 from server.sandbox.launch import Sandbox
 from server.states import Step
-from server.store.blobs import Blobs
+from server.store.blobs import Blobs, sweep_folders
 from server.store.database import Database
 from server.store.history import keep_history, load_history
 from server.store.sessions import Sessions
@@ -103,7 +103,10 @@ async def _store(app: web.Application) -> AsyncIterator[None]:
     await app[_DATABASE].open()
     await app[keys.STORE].open()
     await app[_BLOBS].open()
-    await app[_BLOBS].sweep_orphans(app[keys.STORE].digests(), at=time.time())
+    await app[_BLOBS].sweep_orphans(app[keys.STORE].digests())
+    root, runs = app[keys.SETTINGS].data_dir, app[keys.STORE].runs
+    await asyncio.to_thread(sweep_folders, root / "models", runs)
+    await asyncio.to_thread(sweep_folders, root / "specs", ())
     yield
     await app[_DATABASE].close()
 

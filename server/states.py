@@ -85,7 +85,8 @@ def next_action(wanted: Wanted, version: int, seen: Seen) -> Action:
         case Wanted.STOPPED:
             if seen.candidate is not None:
                 return Action.ABANDON
-            return Action.STOP if seen.serving is not None else Action.NOTHING
+            is_left = (seen.serving, seen.served, seen.failed) != (None, None, None)
+            return Action.STOP if is_left else Action.NOTHING
         case Wanted.UP:
             return _towards(goal(version, seen), seen)
 

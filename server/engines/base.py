@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 from server.errors import StepFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from server.records import DeploymentKey
+
+
+STUCK = "replica_stuck"
+"""Code of a replica that ended because a prediction never returned."""
 
 
 class EngineError(StepFailedError):
@@ -102,10 +107,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    async def listen(self, key: DeploymentKey, port: int) -> int:
+    async def listen(self, key: DeploymentKey, port: int, *, reserved: Collection[int] = ()) -> int:
         """Open a deployment's address and return its port; being open is success.
 
-        ``port`` zero takes a free one of the settings' range. A port that another program has
+        ``port`` zero takes a free one of the settings' range that is not ``reserved``. A port that another program has
         taken stays the deployment's; until it is free the replicas listen elsewhere, where only
         the gateway looks for them.
 

@@ -19,7 +19,7 @@ from server.engines.doorman import make_doorman
 from server.sandbox.model_process import ModelProcess, launch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from server.messages import Messages
@@ -229,7 +229,7 @@ class LocalEngine(Engine):
             await self.unlisten(key)
         os.close(self._folder_fd)
 
-    async def listen(self, key: DeploymentKey, port: int) -> int:
+    async def listen(self, key: DeploymentKey, port: int, *, reserved: Collection[int] = ()) -> int:
         """Open a deployment's address and return its port; being open is success."""
         host = self._settings.endpoint_host
         known = self._addresses.get(key)
@@ -245,7 +245,7 @@ class LocalEngine(Engine):
                 listener = bind_free(host, (0, 0), ())
         else:
             used = {address.port for address in self._addresses.values()}
-            listener = bind_free(host, self._settings.endpoint_ports, used)
+            listener = bind_free(host, self._settings.endpoint_ports, used.union(reserved))
         doorman = make_doorman(self._messages, lambda: self._refused(key))
         address = Address(listener, port or listener.getsockname()[1], doorman)
         self._addresses[key] = address

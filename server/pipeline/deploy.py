@@ -94,9 +94,10 @@ class Deploy:
         Raises:
             NotFoundError: the run is not deployed there.
         """
-        made = self.find(run, environment)
-        if made is None or made.wanted is Wanted.STOPPED:
-            raise NotFoundError("not_deployed", environment=environment)
-        await self._store.want(replace(made, wanted=Wanted.STOPPED))
+        async with self._starting.setdefault(self.key(run, environment), asyncio.Lock()):
+            made = self.find(run, environment)
+            if made is None or made.wanted is Wanted.STOPPED:
+                raise NotFoundError("not_deployed", environment=environment)
+            await self._store.want(replace(made, wanted=Wanted.STOPPED))
         self._reconciler.poke(made.key)
         return self._store.deployments[made.key]

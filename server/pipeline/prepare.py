@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from server.errors import ConflictError, PersephoneError, StepFailedError
+from server.errors import ConflictError, NotFoundError, PersephoneError, StepFailedError
 from server.pipeline.devices import CPU
 from server.pipeline.steps import Attempt
 from server.records import Preparation, Text, now, planned_steps
@@ -64,7 +65,7 @@ class Prepare:
         async with self._starting.setdefault(run.run_id, asyncio.Lock()):
             made = self._store.preparation(run.run_id)
             same = gpu_id is None or gpu_id == made.device
-            if made.phase is Phase.RUNNING:
+            if made.phase is Phase.RUNNING and run.run_id in self._tasks:
                 if same:
                     return made
                 raise ConflictError("preparation_under_way", device=made.device)
@@ -73,19 +74,31 @@ class Prepare:
                     return made
                 if self._is_deployed(run.run_id):
                     raise ConflictError("device_in_use_by_deployment", device=made.device)
-            device = await self._devices.choose(gpu_id, run.run_id)
+            fresh = await self._begin(made, gpu_id)
+            self._launch(run, fresh)
+            return self._store.preparation(run.run_id)
+
+    async def _begin(self, before: Preparation, gpu_id: str | None) -> Preparation:
+        """Take a device and keep the new attempt, in one transaction."""
+        while True:
+            device = await self._devices.choose(gpu_id, before.run_id)
             fresh = Preparation(
-                run_id=run.run_id,
-                attempt=made.attempt + 1,
+                run_id=before.run_id,
+                attempt=before.attempt + 1,
                 phase=Phase.RUNNING,
                 device=device,
                 steps=_first_queued(),
                 updated_at=now(),
             )
             lease = None if device == CPU else device
-            await self._store.save_preparation(fresh, lease=lease, release=lease is None)
-            self._launch(run, fresh)
-            return self._store.preparation(run.run_id)
+            try:
+                await self._store.save_preparation(fresh, lease=lease, release=lease is None)
+            except ConflictError:
+                # Somebody was faster; whoever did not ask for this one gets the next best.
+                if gpu_id is not None:
+                    raise
+            else:
+                return fresh
 
     def _is_deployed(self, run_id: str) -> bool:
         return any(made.wanted is Wanted.UP for made in self._store.deployments_of(run_id))
@@ -129,7 +142,10 @@ class Prepare:
         )
         steps[index] = replace(steps[index], status=Phase.FAILED, message=text, completed_at=at)
         failed = replace(made, phase=Phase.FAILED, steps=tuple(steps), updated_at=at)
-        await self._store.save_preparation(failed, release=True)
+        # Polls see it first: a disk that is full must not leave it looking under way.
+        self._store.show_progress(failed)
+        with suppress(NotFoundError):
+            await self._store.save_preparation(failed, release=True)
 
 
 def _first_queued() -> tuple[StepState, ...]:

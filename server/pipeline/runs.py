@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from server.records import now
+from server.states import Wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
     from server.pipeline.monitor import Monitor
     from server.pipeline.prepare import Prepare
     from server.reconcile.reconciler import Reconciler
-    from server.records import Run
+    from server.records import Deployment, Run
     from server.store.blobs import Blobs
     from server.store.state import Store
 
@@ -50,6 +54,8 @@ class Runs:
     async def delete(self, run: Run) -> None:
         """Take a run away: its processes, its deployments, its lease, its bytes."""
         await self._prepare.cancel(run.run_id)
+        for made in self._store.deployments_of(run.run_id):
+            await self._leave(made, run.run_id)
         deployments = self._store.deployments_of(run.run_id)
         keys = [made.key for made in deployments if made.run_id == run.run_id]
         await self._store.delete_run(run.run_id)
@@ -59,3 +65,18 @@ class Runs:
         async with self._blobs.referring:
             if run.digest not in self._store.digests():
                 await self._blobs.delete(run.digest)
+
+    async def _leave(self, made: Deployment, run_id: str) -> None:
+        """Take a run out of a deployment that it shares with another run of its model."""
+        other = made.serving_run_id if made.run_id == run_id else made.run_id
+        if other is None or other == run_id or made.wanted is Wanted.STOPPED:
+            return
+        if made.run_id == run_id:
+            # The run that still serves becomes the wanted one again.
+            again = replace(made, run_id=other, version=made.version + 1, wanted_at=now())
+            await self._store.want(again)
+            self._reconciler.poke(made.key)
+        elif self._reconciler.seen(made).failed == made.version:
+            # It only stood in for a version that failed: nothing is left to serve.
+            await self._store.want(replace(made, wanted=Wanted.STOPPED))
+            await self._reconciler.stopped(made.key)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from server.engines.base import EngineError
+from server.engines.base import STUCK, EngineError
 from server.errors import PersephoneError
 from server.reconcile.backoff import Crashes
 from server.records import Deployment, DeploymentKey, Text
@@ -171,6 +172,10 @@ class Keeper:
             goal(made.version, self.seen(made)) is None
             or self._clock() - self._absent_since >= NOBODY_HOME_SECONDS
         )
+        if absent and made.port:
+            # After a restart nobody may have listened yet for a version that failed.
+            with contextlib.suppress(EngineError):
+                await self._engine.listen(self._key, made.port)
         await self._engine.attend(self._key, nobody_home=absent)
 
     async def _start(self, made: Deployment) -> None:
@@ -184,7 +189,8 @@ class Keeper:
         self._candidate = live
 
     async def _bring_up(self, made: Deployment, live: _Live) -> Replica:
-        port = await self._engine.listen(self._key, made.port)
+        others = {other.port for other in self._store.deployments.values()}
+        port = await self._engine.listen(self._key, made.port, reserved=others)
         if port != made.port:
             # A candidate has no other writer of what is seen until it is admitted or judged.
             await self._store.saw(replace(self._store.deployments[self._key], port=port))
@@ -207,18 +213,22 @@ class Keeper:
             await self._serving.replica.retreat()
         await self._hooks.joined(live.replica)
         fell_back = live.version != made.version
-        await self._store.saw(
-            replace(
-                made,
-                serving_version=live.version,
-                serving_run_id=live.run_id,
-                message=made.message if fell_back else None,
+        try:
+            await self._store.saw(
+                replace(
+                    made,
+                    serving_version=live.version,
+                    serving_run_id=live.run_id,
+                    message=made.message if fell_back else None,
+                )
             )
-        )
-        replaced, self._serving, self._candidate = self._serving, live, None
-        if replaced is not None:
-            self._retire(replaced)
-        self._hooks.ended(self._key, "succeeded")
+        finally:
+            # Whatever the disk says: this one takes the traffic, and the old one no more.
+            replaced, self._serving, self._candidate = self._serving, live, None
+            if replaced is not None:
+                self._retire(replaced)
+        if made.serving_version != live.version:
+            self._hooks.ended(self._key, "succeeded")
         logger.info("%s serves version %s of run %s", *self._words(live))
 
     def _words(self, live: _Live) -> tuple[str, int, str]:
@@ -230,11 +240,14 @@ class Keeper:
         task.add_done_callback(self._retiring.discard)
 
     async def _drain(self, live: _Live) -> None:
-        if live.replica is not None:
-            await live.replica.drain()
-            await self._hooks.left(live.replica)
-            await live.replica.stop()
-        await self._hooks.unused(live.run_id)
+        try:
+            if live.replica is not None:
+                await live.replica.drain()
+                await self._hooks.left(live.replica)
+        finally:
+            if live.replica is not None:
+                await live.replica.stop()
+            await self._hooks.unused(live.run_id)
 
     async def _judge(self, made: Deployment) -> None:
         """End a candidate that could not be brought up, or try again."""
@@ -278,16 +291,26 @@ class Keeper:
         await self._hooks.unused(live.run_id)
 
     async def _stop(self, made: Deployment) -> None:
-        live, self._serving = self._serving, None
-        assert live is not None  # noqa: S101 - next_action stops only what serves
-        self._absent_since = self._clock()
+        """Take down what serves, and forget what did: there may be no process any more."""
         await self._engine.unlisten(self._key)
-        await self._store.saw(
-            replace(
-                made, serving_version=None, serving_run_id=None, failed_version=None, message=None
+        live, self._serving = self._serving, None
+        self._absent_since = self._clock()
+        self._crashes.clear()
+        try:
+            if live is not None:
+                await self._drain(live)
+        finally:
+            await self._store.saw(
+                replace(
+                    made,
+                    serving_version=None,
+                    serving_run_id=None,
+                    failed_version=None,
+                    message=None,
+                )
             )
-        )
-        await self._drain(live)
+        for run_id in {made.run_id, made.serving_run_id} - {None}:
+            await self._hooks.unused(str(run_id))
         self._hooks.ended(self._key, "stopped")
 
     async def _notice_crash(self, made: Deployment) -> None:
@@ -298,7 +321,9 @@ class Keeper:
         self._absent_since = self._clock()
         failure = live.ended.result()
         logger.warning("%s: version %s of run %s crashed: %s", *self._words(live), failure)
-        self._crashes.add(live.version, self._clock())
+        if failure.code != STUCK:
+            # A hanging prediction was the caller's input; it is no reason to give up.
+            self._crashes.add(live.version, self._clock())
         self._hooks.restarted(self._key)
         if live.replica is not None:
             # Its target stays and reads as down until the version is back.
@@ -308,6 +333,15 @@ class Keeper:
             await self._give_up(made, live.version, _looping(text))
         else:
             await self._store.saw(replace(made, message=text))
+
+    async def close(self) -> None:
+        """Let go of what is half done; the engine ends the processes."""
+        lives = [live for live in (self._serving, self._candidate) if live is not None]
+        tasks: list[asyncio.Task[Any]] = [*self._retiring]
+        tasks += [task for live in lives for task in (live.task, live.ended) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _leave(self) -> None:
         """Take everything down: the deployment was deleted."""

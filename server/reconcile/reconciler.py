@@ -7,12 +7,15 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 from server.reconcile.keeper import Hooks, Keeper
-from server.states import Seen
+from server.states import Seen, Wanted
 
 if TYPE_CHECKING:
     from server.engines.base import Engine, Replica
     from server.records import Deployment, DeploymentKey
     from server.store.state import Store
+
+
+_POLL_SECONDS = 0.05
 
 
 class Reconciler:
@@ -34,10 +37,12 @@ class Reconciler:
     async def close(self) -> None:
         """Stop deciding; the engine ends the replicas."""
         self._closing = True
+        keepers = list(self._keepers.values())
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(keeper.close() for keeper in keepers))
 
     def poke(self, key: DeploymentKey) -> None:
         """Look at a deployment now."""
@@ -63,6 +68,15 @@ class Reconciler:
         if task is not None:
             self._keepers[key].poke()
             await asyncio.wait([task])
+
+    async def stopped(self, key: DeploymentKey) -> None:
+        """Wait until a deployment that is wanted down has no replica any more."""
+        self.poke(key)
+        while (made := self._store.deployments.get(key)) is not None:
+            seen = self.seen(made)
+            if made.wanted is Wanted.UP or (seen.serving, seen.candidate) == (None, None):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
 
     def seen(self, made: Deployment) -> Seen:
         """Return what is seen of a deployment."""

@@ -121,7 +121,8 @@ class Scraper:
         target = target_of(replica)
         self._replicas[target] = (replica.spec.key, replica)
         await self._scrape(target)
-        if target not in self._tasks:
+        task = self._tasks.get(target)
+        if task is None or task.done():
             self._tasks[target] = asyncio.create_task(self._keep_scraping(target))
 
     async def left(self, replica: Replica) -> None:
@@ -146,11 +147,17 @@ class Scraper:
         due = loop.time() + self._seconds * (hash(target) % 997) / 997
         while True:
             await asyncio.sleep(max(0.0, due - loop.time()))
-            await self._scrape(target)
+            try:
+                await self._scrape(target)
+            except Exception:
+                logger.exception("the scrape of %s failed; it is tried again", target.id)
             due = max(due + self._seconds, loop.time())
 
     async def _scrape(self, target: Target) -> None:
-        key, replica = self._replicas[target]
+        known = self._replicas.get(target)
+        if known is None:
+            return
+        key, replica = known
         at = time.time()
         try:
             text: str | None = await replica.scrape()

@@ -34,7 +34,9 @@ _SYSTEM_FILES = (
     "/sys/devices/system/cpu",
 )
 _GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
-# Kills the child when its parent dies, where neither setpriv nor bubblewrap is there to ask.
+# The parent is compared once the signal is armed: a death before that would go unnoticed.
+_STILL_OURS = '[ "$PPID" = "$0" ] && exec "$@"'
+# The same where setpriv is not there to ask.
 _DIE_WITH_PARENT = (
     "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
     "os.getppid()==int(sys.argv[1]) or sys.exit(1);os.execvp(sys.argv[2],sys.argv[2:])"
@@ -182,9 +184,11 @@ class Sandbox:
             if launch.memory_bytes and not launch.gpu:
                 limits.append(f"--as={launch.memory_bytes}")
             limits.append("--")
-        if self._bubblewrap is None:
-            return [*_dies_with_parent(), *limits, *launch.argv]
-        return [*limits, *self._confined(self._bubblewrap, launch)]
+        argv = launch.argv
+        if self._bubblewrap is not None:
+            # Its own --die-with-parent is armed only once it runs.
+            argv = self._confined(self._bubblewrap, launch)
+        return [*dies_with_parent(), *limits, *argv]
 
     def _confined(self, bubblewrap: str, launch: Launch) -> list[str]:
         argv = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
@@ -214,10 +218,12 @@ def _gpu_nodes() -> list[str]:
     return [f"/dev/{name}" for name in names]
 
 
-def _dies_with_parent() -> list[str]:
+def dies_with_parent() -> list[str]:
+    """Return what to put before a command so that it never outlives this process."""
     setpriv = shutil.which("setpriv")
     if setpriv is not None:
-        return [setpriv, "--pdeathsig", "KILL", "--"]
+        shell = ["/bin/sh", "-c", _STILL_OURS, str(os.getpid())]
+        return [setpriv, "--pdeathsig", "KILL", "--", *shell]
     return [base_python(), "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
 
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,8 +22,6 @@ _READ_BYTES = 1024 * 1024
 # The disk works while the rest arrives: what is synced early need not be waited for at the end.
 _SYNC_BYTES = 32 * 1024 * 1024
 _SYNCS_AT_ONCE = 2
-# A blob without a row may belong to an upload that is about to write its row.
-_ORPHAN_SECONDS = 3600.0
 
 
 def sync_folder(folder: Path) -> None:
@@ -217,20 +216,28 @@ class Blobs:
         """Remove a blob; already gone is success."""
         await asyncio.to_thread(self.path(digest).unlink, missing_ok=True)
 
-    async def sweep_orphans(self, known: Collection[str], *, at: float) -> int:
-        """Remove blobs that no run refers to, older than an hour at ``at``; return how many."""
-        return await asyncio.to_thread(self._sweep_orphans, set(known), at)
+    async def sweep_orphans(self, known: Collection[str]) -> int:
+        """Remove blobs that no run refers to, before any upload begins; return how many."""
+        return await asyncio.to_thread(self._sweep_orphans, set(known))
 
-    def _sweep_orphans(self, known: set[str], at: float) -> int:
+    def _sweep_orphans(self, known: set[str]) -> int:
         swept = 0
         for folder in self._root.iterdir():
             if len(folder.name) != 2:
                 continue
             for blob in folder.iterdir():
-                if blob.name not in known and at - blob.stat().st_mtime > _ORPHAN_SECONDS:
+                if blob.name not in known:
                     blob.unlink(missing_ok=True)
                     swept += 1
         return swept
+
+
+def sweep_folders(root: Path, known: Collection[str]) -> None:
+    """Remove the folders of runs that are gone: a deletion may have been cut short."""
+    if root.is_dir():
+        for folder in root.iterdir():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _discard(file: BinaryIO, path: Path) -> None:

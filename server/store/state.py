@@ -122,8 +122,13 @@ class Store:
             self._keep_run(run)
 
     async def delete_run(self, run_id: str) -> None:
-        """Forget a run, its preparation, its lease and the deployments that want it."""
+        """Forget a run, its preparation, its lease and the deployments that want it.
+
+        Raises:
+            NotFoundError: somebody else was faster.
+        """
         async with self._writing:
+            self._refuse_unknown(run_id)
             doomed = [made.key for made in self.deployments_of(run_id) if made.run_id == run_id]
             async with self._database.write() as connection:
                 for key in doomed:
@@ -153,6 +158,7 @@ class Store:
         row = rows.preparation_row(made)
         table = tables.preparations
         async with self._writing:
+            self._refuse_unknown(made.run_id)
             if lease is not None:
                 self._refuse_taken(lease, made.run_id)
             async with self._database.write() as connection:
@@ -169,7 +175,8 @@ class Store:
 
     def show_progress(self, made: Preparation) -> None:
         """Let polls see a moving message; it is worth no transaction."""
-        self.preparations[made.run_id] = made
+        if made.run_id in self.runs:
+            self.preparations[made.run_id] = made
 
     async def take_lease(self, gpu_id: str, run_id: str) -> None:
         """Take a GPU for a run again.
@@ -178,6 +185,7 @@ class Store:
             ConflictError: another run holds it.
         """
         async with self._writing:
+            self._refuse_unknown(run_id)
             self._refuse_taken(gpu_id, run_id)
             async with self._database.write() as connection:
                 await self._write_lease(connection, run_id, gpu_id)
@@ -191,6 +199,11 @@ class Store:
             async with self._database.write() as connection:
                 await self._write_lease(connection, run_id, None)
             self._keep_lease(run_id, None)
+
+    def _refuse_unknown(self, run_id: str) -> None:
+        """Raise NotFoundError if the run was deleted while somebody waited for the lock."""
+        if run_id not in self.runs:
+            raise NotFoundError("run_unknown")
 
     def _refuse_taken(self, gpu_id: str, run_id: str) -> None:
         holder = self.leases.get(gpu_id)
@@ -218,6 +231,7 @@ class Store:
     async def want(self, made: Deployment) -> None:
         """Keep what is wanted of a deployment; what was seen of it stays as it is."""
         async with self._writing:
+            self._refuse_unknown(made.run_id)
             known = self.deployments.get(made.key)
             kept = made if known is None else _with(known, made, _WANTED)
             async with self._database.write() as connection:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from server.reconcile.keeper import Hooks
 from server.reconcile.reconciler import Reconciler
-from server.records import Deployment, DeploymentKey, now
+from server.records import Deployment, DeploymentKey, Run, now
 from server.states import Phase, Wanted, public_phase
 from server.store.database import Database
 from server.store.state import Store
@@ -82,6 +81,18 @@ class World:
             wanted_at=now(),
             first_wanted_at=now(),
         )
+        if made.run_id not in self.store.runs:
+            await self.store.add_run(
+                Run(
+                    run_id=made.run_id,
+                    owner=KEY.owner,
+                    model=KEY.model,
+                    file_name="model.onnx",
+                    size_bytes=1,
+                    digest="d",
+                    created_at=now(),
+                )
+            )
         await self.store.want(made)
         self.reconciler.poke(KEY)
 
@@ -235,6 +246,54 @@ async def test_a_burst_of_new_versions_ends_with_the_last_one(world: World) -> N
 
 async def test_a_wanted_half_written_while_a_replica_starts_is_not_lost(world: World) -> None:
     await world.want(1)
-    await world.store.want(replace(world.made, version=2, run_id="run2"))
-    world.reconciler.poke(KEY)
+    await world.want(2)
     await until(lambda: world.made.serving_version == 2)
+
+
+async def test_a_stop_while_nothing_runs_forgets_what_served(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.reconcile.backoff.FIRST_SECONDS", 60)
+    await world.want(1)
+    await until(lambda: world.made.serving_version == 1)
+    world.engine.replicas[0].crash()
+    await until(lambda: world.restarts == 1)
+    await world.want(1, Wanted.STOPPED)
+    await until(lambda: world.made.serving_run_id is None)
+    assert "run1" in world.unused
+    assert world.results == ["succeeded", "stopped"]
+
+
+async def test_a_failed_deployment_is_answered_for_after_a_restart(world: World) -> None:
+    world.engine.kinds[1] = RefusesTheModel
+    await world.want(1)
+    await world.reach(Phase.FAILED)
+    await world.reconciler.close()
+    world.engine.listening.clear()
+    world.engine.nobody_home.clear()
+    world.reconciler = world.fresh_reconciler()
+    world.reconciler.open()
+    await until(lambda: world.engine.nobody_home[KEY])
+    assert world.engine.listening == {KEY}
+
+
+async def test_a_replica_that_hung_comes_back_however_often(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.reconcile.backoff.FIRST_SECONDS", 0.01)
+    await world.want(1)
+    for hang in range(7):
+        await until(lambda count=hang: world.engine.journal.count("admit 1") == count + 1)
+        await world.reach(Phase.SUCCEEDED)
+        world.engine.replicas[-1].hang()
+    await until(lambda: world.engine.journal.count("admit 1") == 8)
+
+
+async def test_closing_while_a_replica_starts_leaves_no_task(world: World) -> None:
+    world.engine.kinds[1] = NeverReady
+    await world.want(1)
+    await until(lambda: "start 1" in world.engine.journal)
+    before = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+    assert before
+    await world.reconciler.close()
+    assert [task for task in before if not task.done()] == []

@@ -6,10 +6,10 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from server.engines.base import Engine, EngineError, Replica, ReplicaSpec
+from server.engines.base import STUCK, Engine, EngineError, Replica, ReplicaSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from server.records import Deployment, DeploymentKey
 
@@ -47,6 +47,10 @@ class InProcessReplica(Replica):
 
     async def scrape(self) -> str:
         return ""
+
+    def hang(self) -> None:
+        if not self.end.done():
+            self.end.set_result(EngineError(STUCK))
 
     def crash(self, reason: str = "signal 9") -> None:
         if not self.end.done():
@@ -92,7 +96,7 @@ class InProcessEngine(Engine):
         replica.note("start")
         return replica
 
-    async def listen(self, key: DeploymentKey, port: int) -> int:
+    async def listen(self, key: DeploymentKey, port: int, *, reserved: Collection[int] = ()) -> int:
         if self.refuse_port:
             raise EngineError("port_taken", port=port)
         self.listening.add(key)

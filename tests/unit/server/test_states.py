@@ -55,7 +55,7 @@ def _after(action: Action, seen: Seen) -> Seen:
         case Action.ABANDON | Action.JUDGE:
             values |= {"candidate": None, "candidate_state": None}
         case Action.STOP:
-            values |= {"serving": None}
+            values |= {"serving": None, "served": None, "failed": None}
         case Action.BACK_OFF:
             values |= {"backing_off": False}
         case Action.NOTHING:
