@@ -20,7 +20,14 @@ sentence itself stands in ``server/locale`` and is rendered per answer in the re
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_EVIDENCE_CHARS = 300
+_PATH = re.compile(r"(?<![\w/.])(?:[A-Za-z]:\\|/)[^\s'\":,;()<>|]*")
+_UNPRINTABLE = re.compile(
+    r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+)
 
 
 class PersephoneError(Exception):
@@ -83,9 +90,16 @@ class StorageFullError(PersephoneError):
 class StepFailedError(PersephoneError):
     """A step ended in a cause that has a name.
 
-    ``evidence`` is the one line that shows the cause (scrubbed of paths), if there is one.
+    ``evidence`` is the one line that shows the cause, if there is one; paths and what cannot be
+    printed are taken out of it.
     """
 
     def __init__(self, code: str, /, *, evidence: str = "", **params: Any) -> None:
         super().__init__(code, **params)
-        self.evidence = evidence
+        self.evidence = _scrubbed(evidence)
+
+
+def _scrubbed(text: str) -> str:
+    """Take paths and control characters out of a line, and cut it."""
+    text = _PATH.sub("…", _UNPRINTABLE.sub(" ", text[: 10 * _EVIDENCE_CHARS]))
+    return " ".join(text.split())[:_EVIDENCE_CHARS]

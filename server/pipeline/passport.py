@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 from server.errors import StepFailedError
+from server.sandbox.events import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from server.records import Params
 
-_CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _TEXT_CHARS = 300
 _WARNINGS = 10
 _PACKAGES = 500
+_TENSORS = 1000
+_DIMENSIONS = 64
 
 
 def read_passport(said: Any) -> Params:
@@ -31,7 +32,7 @@ def read_passport(said: Any) -> Params:
             **{name: _text(said[name]) for name in ("python", "device_asked", "device")},
             "packages": _texts(said["packages"]),
             "signature": {
-                side: [_tensor(tensor) for tensor in said["signature"][side]]
+                side: [_tensor(tensor) for tensor in said["signature"][side][:_TENSORS]]
                 for side in ("inputs", "outputs")
             },
             "load_seconds": _number(said["load_seconds"]),
@@ -39,35 +40,12 @@ def read_passport(said: Any) -> Params:
             "latency_ms": {name: _number(said["latency_ms"][name]) for name in ("p50", "p95")},
             "warmup": {
                 "source": _text(said["warmup"]["source"]),
-                "inputs": list(said["warmup"]["inputs"]),
+                "inputs": list(said["warmup"]["inputs"])[:_TENSORS],
             },
             "warnings": [read_text(warning) for warning in said["warnings"][:_WARNINGS]],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StepFailedError("passport_malformed", evidence=type(error).__name__) from error
-
-
-def read_text(said: Any) -> Params:
-    """Return a message that a model's process sent: a code and plain parameters.
-
-    Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is none.
-    """
-    code = said["code"]
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        raise ValueError("code")
-    params = dict(said.get("params") or {})
-    return {"code": code, "params": {_text(name): _plain(value) for name, value in params.items()}}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value[:100]]
-    return _text(value)
 
 
 def _text(value: Any) -> str:
@@ -88,5 +66,5 @@ def _number(value: Any) -> float:
 def _tensor(said: Any) -> Params:
     tensor: Params = {"name": _text(said["name"]), "datatype": _text(said["datatype"])}
     if said.get("shape") is not None:
-        tensor["shape"] = [int(size) for size in said["shape"]]
+        tensor["shape"] = [int(size) for size in said["shape"][:_DIMENSIONS]]
     return tensor

@@ -16,9 +16,11 @@ from gpu.driver import has_cuda_driver
 from server.environments.plan import plan
 from server.errors import ConflictError, StepFailedError
 from server.pipeline.devices import CPU
-from server.pipeline.passport import read_passport, read_text
+from server.pipeline.passport import read_passport
 from server.pipeline.specs import model_spec
+from server.pipeline.report import read_report
 from server.records import Params, Preparation, Text, now
+from server.sandbox.events import last_words, read_event, read_failure, read_text
 from server.sandbox.launch import Launch, base_prefix, base_python
 from server.sandbox.model_process import ModelProcess, launch_of
 from server.states import Phase, Step

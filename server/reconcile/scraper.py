@@ -65,7 +65,7 @@ class Scraper:
         scraped: Callable[[bool, float], None],
     ) -> None:
         self._store = store
-        self._monitor = monitor
+        self.monitor = monitor
         self._seconds = seconds
         self._scraped = scraped
         self._replicas: dict[Target, tuple[DeploymentKey, Replica]] = {}
@@ -136,7 +136,7 @@ class Scraper:
 
     def _forget(self, target: Target) -> None:
         self._replicas.pop(target, None)
-        self._monitor.drop(target)
+        self.monitor.drop(target)
         task = self._tasks.pop(target, None)
         if task is not None:
             task.cancel()
@@ -164,7 +164,7 @@ class Scraper:
         except EngineError as error:
             logger.debug("scrape of %s failed: %s", target.id, error)
             text = None
-        is_up = self._monitor.ingest(target, at, text)
+        is_up = self.monitor.ingest(target, at, text)
         self._scraped(is_up, time.time() - at)
         if not is_up and not self._may_return(target, key):
             self._forget(target)
@@ -186,10 +186,10 @@ class Scraper:
                 if made.wanted is Wanted.UP
             }
             for target in wanted:
-                self._monitor.ingest(target, time.time(), self._instruments(target).text())
+                self.monitor.ingest(target, time.time(), self._instruments(target).text())
             for gone in set(self._refusals) - wanted:
                 del self._refusals[gone]
-                self._monitor.drop(gone)
+                self.monitor.drop(gone)
             await asyncio.sleep(self._seconds)
 
 
