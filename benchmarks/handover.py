@@ -1,7 +1,8 @@
 """Requests that fail, and p99, while a new version takes over under load and while nothing happens.
 
 Clients with kept connections predict without a pause between answers, paced to the same rate all
-the time. Every request that has no answer 200 counts as failed, whatever the reason.
+the time. Every request that has no answer 200 counts as failed, whatever the reason. An argument
+is another rate in requests a second; one out of reach means without any pause.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,7 +88,8 @@ class Client:
 class Load:
     """All clients at once, at an even rate."""
 
-    def __init__(self, endpoint: str, run_id: str) -> None:
+    def __init__(self, endpoint: str, run_id: str, rate: float) -> None:
+        self._rate = rate
         self.answers: list[Answered] = []
         self._clients = [Client(endpoint, run_id) for _ in range(CLIENTS)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,7 +100,7 @@ class Load:
 
     def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._send(client, number / RATE))
+            asyncio.create_task(self._send(client, number / self._rate))
             for number, client in enumerate(self._clients)
         ]
 
@@ -116,7 +119,7 @@ class Load:
             failure = await client.predict()
             seconds = time.perf_counter() - began
             self.answers.append(Answered(at=began, seconds=seconds, failure=failure))
-            due = max(due + CLIENTS / RATE, began)
+            due = max(due + CLIENTS / self._rate, began)
 
 
 def p99_ms(answers: Iterable[Answered]) -> float:
@@ -148,7 +151,8 @@ async def main() -> None:
     with scratch() as folder:
         async with service(folder) as (_, caller):
             run_id, deployed = await caller.ship(linear(), "prod")
-            load = Load(deployed["endpoint"], run_id)
+            rate = float(sys.argv[1]) if len(sys.argv) > 1 else RATE
+            load = Load(deployed["endpoint"], run_id, rate)
             load.start()
             pairs = [await hand_over(caller, load, run_id) for _ in range(ROUNDS)]
             await load.stop()
