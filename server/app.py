@@ -41,6 +41,7 @@ from server.reconcile.reconciler import Reconciler
 from server.reconcile.scraper import Scraper
 from server.routes import routes
 from server.sandbox.launch import Sandbox
+from server.sandbox.orphans import end_orphans
 from server.states import Step
 from server.store.blobs import Blobs, sweep_folders
 from server.store.database import Database
@@ -155,6 +156,7 @@ async def _serving(app: web.Application) -> AsyncIterator[None]:
     settings, store, scraper = app[keys.SETTINGS], app[keys.STORE], app[keys.SCRAPER]
     sandbox = app[keys.SANDBOX] = await Sandbox.probe()
     engine = LocalEngine(settings, sandbox, app[keys.MESSAGES], scraper.refused)
+    await asyncio.to_thread(end_orphans, settings.data_dir)
     await engine.open()
     maker = SpecMaker(settings, store, app[_ENVIRONMENTS], app[_MODEL_TREE])
     instruments = app[keys.INSTRUMENTS]

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
+from typing import TYPE_CHECKING
 
 import uvloop
 from aiohttp import web
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.announcement import announcement
 from server.api.edge import make_runner
 from server.app import create_app
 from server.data_folder import DataFolder
+from server.errors import PersephoneError
 from server.logs import configure_logs
+from server.messages import Messages
 from server.settings import Settings, SettingsError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _SHUTDOWN_SECONDS = 5.0
+_BACKLOG = 1024
 
 
 def main() -> int:
@@ -27,40 +39,126 @@ def main() -> int:
         folder = DataFolder(settings.data_dir)
         folder.open()
     except SettingsError as error:
-        sys.stderr.write(f"persephone: {error}\n")
+        _complain(str(error))
         return 2
     configure_logs(settings)
     try:
-        return uvloop.run(_serve(settings))
+        return uvloop.run(_run(settings))
     finally:
         folder.close()
 
 
-async def _serve(settings: Settings) -> int:
+def _complain(sentence: str) -> None:
+    sys.stderr.write(f"persephone: {sentence}\n")
+
+
+async def _run(settings: Settings) -> int:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    with contextlib.ExitStack() as kept:
+        try:
+            # First of all: a second service must not start replicas only to find its port taken.
+            listeners = [kept.enter_context(each) for each in await _bind(settings)]
+        except OSError as error:
+            _complain(_port_trouble(settings, error))
+            return 1
+        return await _serve(settings, listeners, stopped)
+
+
+async def _bind(settings: Settings) -> list[socket.socket]:
+    """Take the API's port on every address of its host; nobody is listened to yet.
+
+    Raises:
+        OSError: the host is unknown, or the port cannot be had.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(
+        settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                bound.append(_bound(family, kind, protocol, address))
+            except OSError as error:
+                # A name may have an address of a family that this machine has switched off.
+                if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                    raise
+                missing = error
+        if missing is not None and not bound:
+            raise missing
+    except OSError:
+        for each in bound:
+            each.close()
+        raise
+    return bound
+
+
+def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # Connections of the time before a restart may still linger on the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _port_trouble(settings: Settings, error: OSError) -> str:
+    name = "PORT" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "HOST"
+    hint = "a free port" if name == "PORT" else "an address of this machine"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return (
+        f"{host}:{settings.port} cannot be listened on: {error.strerror or error}; "
+        f"set PERSEPHONE_{name} to {hint}"
+    )
+
+
+async def _serve(
+    settings: Settings, listeners: Sequence[socket.socket], stopped: asyncio.Event
+) -> int:
     app = create_app(settings)
     runner = make_runner(app, shutdown_timeout=_SHUTDOWN_SECONDS)
     try:
-        await runner.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
-        await site.start()
-    except OSError as error:
-        sys.stderr.write(
-            f"persephone: {settings.host}:{settings.port} cannot be listened on: "
-            f"{error.strerror or error}; set PERSEPHONE_PORT to a free port\n"
-        )
-        await runner.cleanup()
-        return 1
-    try:
+        try:
+            await runner.setup()
+        except (CommandError, SQLAlchemyError, PersephoneError, OSError) as error:
+            _complain(_start_trouble(error))
+            return 1
+        try:
+            for listener in listeners:
+                await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        except OSError as error:
+            _complain(_port_trouble(settings, error))
+            return 1
         sys.stdout.write(await announcement(app, *_address(runner)))
         sys.stdout.flush()
         await stopped.wait()
     finally:
         await runner.cleanup()
     return 0
+
+
+def _start_trouble(error: Exception) -> str:
+    if isinstance(error, CommandError):
+        return (
+            "the database was written by a newer version of the service; "
+            "update this one, or restore the backup made before the upgrade"
+        )
+    if isinstance(error, SQLAlchemyError):
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return f"the database cannot be used: {cause}; check PERSEPHONE_DATABASE_URL"
+    if isinstance(error, PersephoneError):
+        return Messages().render(error.code, error.params, "en")
+    return f"the service cannot start: {error}"
 
 
 def _address(runner: web.AppRunner) -> tuple[str, int]:

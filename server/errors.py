@@ -25,9 +25,7 @@ from typing import Any
 
 _EVIDENCE_CHARS = 300
 _PATH = re.compile(r"(?<![\w/.])(?:[A-Za-z]:\\|/)[^\s'\":,;()<>|]*")
-_UNPRINTABLE = re.compile(
-    r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class PersephoneError(Exception):

@@ -106,16 +106,20 @@ def _load(folder: Path) -> dict[str, str]:
     return texts
 
 
+def printable(text: str, length: int = MAX_VALUE_LENGTH) -> str:
+    """Return a text of unknown origin as one line of at most ``length`` characters."""
+    if not text.isprintable():
+        text = _CONTROL.sub(" ", text)
+    return _bounded(text, length)
+
+
 def _clean(value: Any) -> Any:
     """Make a parameter fit for a sentence: one line, bounded; numbers stay numbers."""
     if isinstance(value, int | float):
         return value
     if isinstance(value, list | tuple | set | frozenset):
         value = ", ".join(str(item) for item in value)
-    text = str(value)
-    if not text.isprintable():
-        text = _CONTROL.sub(" ", text)
-    return _bounded(text, MAX_VALUE_LENGTH)
+    return printable(str(value))
 
 
 def _bounded(text: str, length: int) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
 from server.errors import PersephoneError
 
 if TYPE_CHECKING:
@@ -122,6 +125,37 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _host(text: str) -> str:
+    return text.strip().removeprefix("[").removesuffix("]")
+
+
+def _database_url(text: str) -> str:
+    if not text:
+        return text
+    try:
+        dialect = make_url(text).get_dialect()
+        dialect.import_dbapi()
+    except (ArgumentError, ImportError, ValueError):
+        dialect = None
+    if dialect is None or not dialect.is_async:
+        # Not as a ValueError: the value, which may hold a password, would be shown.
+        raise SettingsError(
+            f"{PREFIX}DATABASE_URL cannot be used: expected an SQLAlchemy URL with an installed "
+            "asynchronous driver, as in sqlite+aiosqlite:////srv/persephone.db"
+        )
+    return text
+
+
+def is_loopback_host(name: str) -> bool:
+    """Whether a host's name or address means this machine only."""
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def _setting(default: Any, parse: Callable[[str], Any], about: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": about})
 
@@ -130,13 +164,13 @@ def _setting(default: Any, parse: Callable[[str], Any], about: str) -> Any:
 class Settings:
     """What the operator chose. Field ``name`` is read from ``PERSEPHONE_NAME``."""
 
-    host: str = _setting("127.0.0.1", str, "Address the API listens on.")
+    host: str = _setting("127.0.0.1", _host, "Address the API listens on.")
     port: int = _setting(8000, _port, "Port the API listens on; 0 takes a free one.")
     data_dir: Path = _setting(
         Path("data"), Path, "Folder of everything the service keeps; one service per folder."
     )
     database_url: str = _setting(
-        "", str, "SQLAlchemy URL of the database; empty means SQLite in the data folder."
+        "", _database_url, "SQLAlchemy URL of the database; empty means SQLite in the data folder."
     )
     cors_origins: tuple[str, ...] = _setting(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
@@ -160,7 +194,8 @@ class Settings:
     inference_auth: str = _setting(
         "auto",
         _choice("auto", "token", "open"),
-        "Who may predict: `auto` is open while every listener is loopback, else as `token`; "
+        "Who may predict: `auto` is open while every listener is loopback and PERSEPHONE_PUBLIC_URL "
+        "names no other host, else as `token`; "
         "`token` lets only the owner's session through the gateway; `open` lets everybody.",
     )
     engine: str = _setting("local", _choice("local"), "Where replicas run.")
@@ -240,12 +275,14 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether every listener is reachable from this machine only."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback_host(self.host)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether users reach the API by a name of their own, so through a proxy of some kind."""
+        return bool(self.public_url) and not is_loopback_host(
+            urlsplit(self.public_url).hostname or ""
+        )
 
     @property
     def endpoint_host(self) -> str:
@@ -253,9 +290,16 @@ class Settings:
         return "127.0.0.1" if self.is_loopback else self.host
 
     @property
+    def replica_host(self) -> str:
+        """Address under which the service itself reaches the deployments' own ports."""
+        anywhere = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared
+        return anywhere.get(self.endpoint_host, self.endpoint_host)
+
+    @property
     def inference_is_open(self) -> bool:
         """Whether predictions need no identification."""
-        return self.inference_auth == "open" or (self.inference_auth == "auto" and self.is_loopback)
+        is_near = self.is_loopback and not self.is_published
+        return self.inference_auth == "open" or (self.inference_auth == "auto" and is_near)
 
     @property
     def database(self) -> str:

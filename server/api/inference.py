@@ -50,15 +50,26 @@ async def forward(request: web.Request) -> web.StreamResponse:
     replica = request.app[keys.RECONCILER].serving(made.key)
     if replica is None:
         raise _nobody(request, made)
-    host = request.app[keys.SETTINGS].endpoint_host
-    path = request.raw_path.split("/", 2)[2]
-    url = URL(f"http://{host}:{replica.port}/{path}", encoded=True)
+    url = _replica_url(request, replica.port)
     secret = replica.spec.model.get("secret")
     try:
         return await request.app[GATEWAY].forward(request, url, replica.spec.replica_id, secret)
     except UnavailableError:
         _count_refusal(request, made)
         raise
+
+
+def _replica_url(request: web.Request, port: int) -> URL:
+    host = request.app[keys.SETTINGS].replica_host
+    # Of the path that was routed: the request line may name a whole address, of any host.
+    path = request.rel_url.raw_path.split("/", 2)[2]
+    return URL.build(
+        scheme="http",
+        authority=URL.build(scheme="http", host=host, port=port).raw_authority,
+        path=f"/{path}",
+        query_string=request.rel_url.raw_query_string,
+        encoded=True,
+    )
 
 
 def _deployment(request: web.Request, environment: str, name: str, owner: str | None) -> Deployment:

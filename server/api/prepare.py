@@ -11,7 +11,7 @@ from server.api import parameters
 from server.api.edge import language_of
 from server.api.replies import Remembered, present, reply
 from server.api.runs import run_of
-from server.messages import MAX_LENGTH
+from server.messages import MAX_LENGTH, printable
 
 if TYPE_CHECKING:
     from server.records import Preparation, StepState, Text
@@ -58,8 +58,9 @@ def rendered(request: web.Request, text: Text | None) -> str | None:
         return None
     messages, language = request.app[keys.MESSAGES], language_of(request)
     message = messages.render(text.code, text.params, language)
-    evidence = str(text.params.get("evidence", ""))
-    if evidence and evidence not in message:
+    evidence = printable(str(text.params.get("evidence", "")), MAX_LENGTH)
+    # A sentence may hold it itself, there cut to the length of a value.
+    if evidence and printable(evidence) not in message:
         message = f"{message} ({evidence})"
     for warning in text.params.get("warnings", ()):
         message = f"{message} {messages.render(warning['code'], warning['params'], language)}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import Counter
-from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from metrics.targets import discovery
 from server import __version__, keys
 from server.api.replies import present, reply
 from server.errors import ForbiddenError, NotFoundError, UnavailableError
+from server.settings import is_loopback_host
 
 
 async def healthz(_request: web.Request) -> web.Response:
@@ -46,10 +48,10 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 def _problems(request: web.Request) -> list[str]:
-    probe = request.app[keys.SETTINGS].data_dir / "probe"
     try:
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        # Without a name of its own: polls run side by side, and the service may be killed.
+        with tempfile.TemporaryFile(dir=request.app[keys.SETTINGS].data_dir, buffering=0) as probe:
+            probe.write(b"x" * 4096)
     except OSError as error:
         return [f"data folder: {error.strerror}"]
     return []
@@ -57,15 +59,17 @@ def _problems(request: web.Request) -> list[str]:
 
 def _refuse_strangers(request: web.Request) -> None:
     """Raise ForbiddenError unless the caller is on this machine: run ids are secrets."""
-    if request.app[keys.SETTINGS].is_loopback:
+    settings = request.app[keys.SETTINGS]
+    is_near = settings.is_loopback or is_loopback_host(request.remote or "")
+    # Callers that come through a proxy of this machine look near, but not by the name they use.
+    if is_near and (not settings.is_published or is_loopback_host(_called_by(request))):
         return
-    remote = request.remote or ""
-    try:
-        if ip_address(remote).is_loopback:
-            return
-    except ValueError:
-        pass
     raise ForbiddenError("only_from_this_machine")
+
+
+def _called_by(request: web.Request) -> str:
+    """Return the Host header without its port; of the request line it would be unchecked."""
+    return urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from server.engines.addresses import Address, bind_again, bind_free, bind_if_free
-from server.engines.base import Engine, EngineError, Replica, ReplicaSpec
+from server.engines.base import STUCK, Engine, EngineError, Replica, ReplicaSpec
 from server.engines.doorman import make_doorman
+from server.sandbox.events import last_words, read_event, read_failure
 from server.sandbox.model_process import ModelProcess, launch_of
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _EXIT_SECONDS = 2.0
+# What the model server exits with when a prediction never returned.
+_EXIT_STUCK = 75
 _RETREAT_SECONDS = 1.0
 _CALL_SECONDS = 5.0
 _SCRAPE_BYTES = 1024 * 1024
-_EVIDENCE_CHARS = 300
 
 
 class LocalReplica(Replica):
@@ -63,9 +65,10 @@ class LocalReplica(Replica):
         code = await self._child.wait()
         if self._failure is not None:
             return self._failure
-        evidence = next((line for line in reversed(self._child.log) if line.strip()), "")
+        if code == _EXIT_STUCK:
+            return EngineError(STUCK)
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return EngineError("replica_ended", reason=reason, evidence=evidence[:_EVIDENCE_CHARS])
+        return EngineError("replica_ended", reason=reason, evidence=last_words(self._child.log))
 
     async def _call(
         self, method: str, path: str, *, seconds: float = _CALL_SECONDS
@@ -75,9 +78,12 @@ class LocalReplica(Replica):
         timeout = aiohttp.ClientTimeout(total=seconds)
         url = f"http://replica{path}"
         try:
-            async with self._control.request(method, url, timeout=timeout) as answer:
-                return answer.status, await answer.content.read(_SCRAPE_BYTES)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            async with self._control.request(
+                method, url, timeout=timeout, allow_redirects=False, auto_decompress=False
+            ) as answer:
+                return answer.status, await _body_of(answer)
+        # RuntimeError: the session was closed in the meantime; ValueError: it speaks no HTTP.
+        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError, ValueError) as error:
             raise EngineError("replica_silent", evidence=type(error).__name__) from error
 
     async def ready(self) -> None:
@@ -98,9 +104,9 @@ class LocalReplica(Replica):
         while True:
             if self._ended.done():
                 raise self._ended.result()
-            with contextlib.suppress(EngineError):
+            with contextlib.suppress(EngineError, ValueError):
                 status, body = await self._call("GET", "/state")
-                if status == 200 and json.loads(body).get("loaded"):
+                if status == 200 and read_event(body).get("loaded") is True:
                     return
             await asyncio.wait([self._ended], timeout=_POLL_SECONDS)
 
@@ -122,8 +128,8 @@ class LocalReplica(Replica):
     async def _accepts(self) -> bool:
         try:
             status, body = await self._call("GET", "/state")
-            return status != 200 or bool(json.loads(body).get("accepting", True))
-        except (EngineError, ValueError, AttributeError):
+            return status != 200 or bool(read_event(body).get("accepting", True))
+        except (EngineError, ValueError):
             return not self._ended.done()
 
     async def drain(self) -> None:
@@ -164,32 +170,34 @@ class LocalReplica(Replica):
         return body.decode("utf-8", errors="replace")
 
 
+async def _body_of(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for part in answer.content.iter_any():
+        body += part
+        if len(body) > _SCRAPE_BYTES:
+            raise EngineError("replica_silent", evidence="its answer is too long")
+    return bytes(body)
+
+
 def _failure_in(line: str) -> EngineError | None:
     """Read a failure that the process named on its way out; its text is not trusted."""
     try:
-        event = json.loads(line)
-        if event["event"] == "failed":
-            params = {str(name): value for name, value in dict(event.get("params", {})).items()}
-            params.pop("permanent", None)
-            evidence = str(params.pop("evidence", event.get("evidence", "")))
-            return EngineError(
-                str(event["code"]),
-                evidence=evidence[:_EVIDENCE_CHARS],
-                permanent=True,
-                **params,
-            )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        logger.warning("a replica wrote a line that is no event")
+        event = read_event(line)
+        return _named(event) if event.get("event") == "failed" else None
+    except ValueError:
+        logger.debug("a replica wrote a line that is no event")
     return None
 
 
 def _refusal(body: bytes) -> EngineError:
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        event: dict[str, Any] = json.loads(body)
-        named = _failure_in(json.dumps({**event, "event": "failed"}))
-        if named is not None:
-            return named
+    with contextlib.suppress(ValueError):
+        return _named(read_event(body))
     return EngineError("replica_not_ready")
+
+
+def _named(event: dict[str, Any]) -> EngineError:
+    code, evidence, params = read_failure(event)
+    return EngineError(code, evidence=evidence, permanent=True, **params)
 
 
 class LocalEngine(Engine):

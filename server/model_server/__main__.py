@@ -7,6 +7,7 @@ import ctypes
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -79,8 +80,18 @@ def _die_with_parent() -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != parent or _nobody_reads():
         os._exit(_EXIT_ORPHANED)
+
+
+def _nobody_reads() -> bool:
+    """Whether the service is gone already, though the parent is there.
+
+    The parent may be a sandbox, which survives a service that ended while it was setting up.
+    """
+    watch = select.poll()
+    watch.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def _private_stdout() -> int:

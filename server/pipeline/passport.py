@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 _TEXT_CHARS = 300
 _WARNINGS = 10
 _PACKAGES = 500
-_TENSORS = 1000
-_DIMENSIONS = 64
+_LARGEST = 2**53
 
 
 def read_passport(said: Any) -> Params:
@@ -32,15 +31,15 @@ def read_passport(said: Any) -> Params:
             **{name: _text(said[name]) for name in ("python", "device_asked", "device")},
             "packages": _texts(said["packages"]),
             "signature": {
-                side: [_tensor(tensor) for tensor in said["signature"][side][:_TENSORS]]
+                side: [_tensor(tensor) for tensor in said["signature"][side]]
                 for side in ("inputs", "outputs")
             },
             "load_seconds": _number(said["load_seconds"]),
-            "peak_memory_bytes": int(_number(said["peak_memory_bytes"])),
+            "peak_memory_bytes": _whole(said["peak_memory_bytes"]),
             "latency_ms": {name: _number(said["latency_ms"][name]) for name in ("p50", "p95")},
             "warmup": {
                 "source": _text(said["warmup"]["source"]),
-                "inputs": list(said["warmup"]["inputs"])[:_TENSORS],
+                "inputs": list(said["warmup"]["inputs"]),
             },
             "warnings": [read_text(warning) for warning in said["warnings"][:_WARNINGS]],
         }
@@ -63,8 +62,15 @@ def _number(value: Any) -> float:
     return number
 
 
+def _whole(value: Any) -> int:
+    number = int(value)
+    if abs(number) > _LARGEST:
+        raise ValueError("number")
+    return number
+
+
 def _tensor(said: Any) -> Params:
     tensor: Params = {"name": _text(said["name"]), "datatype": _text(said["datatype"])}
     if said.get("shape") is not None:
-        tensor["shape"] = [int(size) for size in said["shape"][:_DIMENSIONS]]
+        tensor["shape"] = [_whole(size) for size in said["shape"]]
     return tensor

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,8 +19,8 @@ from server.environments.plan import plan
 from server.errors import ConflictError, StepFailedError
 from server.pipeline.devices import CPU
 from server.pipeline.passport import read_passport
+from server.pipeline.report import InspectionReport, read_report
 from server.pipeline.specs import model_spec
-from server.pipeline.report import read_report
 from server.records import Params, Preparation, Text, now
 from server.sandbox.events import last_words, read_event, read_failure, read_text
 from server.sandbox.launch import Launch, base_prefix, base_python
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MEBIBYTE = 1024**2
-_EVIDENCE_CHARS = 300
+# Above what an archive may unpack to, which the inspecting process counts itself.
+_INSPECT_FILE_BYTES = 5 * 1024**3 // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +74,8 @@ class Attempt:
         self.made = made
         self._store = store
         self._workshop = workshop
-        self._requirements: str | None = None
+        self._report: InspectionReport | None = None
         self._environment: Environment | None = None
-        self._report: Params = {}
         self._began = time.monotonic()
 
     async def work(self) -> None:
@@ -147,6 +149,7 @@ class Attempt:
             read_only=[base_prefix(), self._workshop.inspect_tree, blob],
             writable=[self._folder],
             memory_bytes=self._workshop.settings.model_memory_bytes,
+            file_bytes=_INSPECT_FILE_BYTES,
         )
         child = await self._workshop.sandbox.start(launch)
         seconds = self._workshop.settings.inspect_seconds
@@ -160,20 +163,12 @@ class Attempt:
         await self._take_report(report, blob)
 
     async def _take_report(self, report: Params, blob: Path) -> None:
-        if not report.get("ok"):
+        if report.get("ok") is not True:
             raise _named_failure(report)
-        file = self._folder / str(report["file"])
-        if file.parent != self._folder:
-            raise StepFailedError("inspection_failed", evidence="file")
-        await asyncio.to_thread(_link_if_absent, blob, file)
-        sample = report.get("sample")
-        self._requirements = report.get("requirements")
-        self._report = report
+        found = self._report = read_report(report)
+        await asyncio.to_thread(_settle_files, blob, self._folder, found)
         self.made = replace(
-            self.made,
-            model_kind=str(report["kind"]),
-            model_file=file.name,
-            sample=None if sample is None else str(sample),
+            self.made, model_kind=found.kind, model_file=found.file, sample=found.sample
         )
         await self._done(
             Step.INSPECTION,
@@ -205,15 +200,16 @@ class Attempt:
 
     async def _build(self) -> None:
         self._say(Step.ENVIRONMENT, "environment_running")
+        assert self._report is not None  # noqa: S101 - _inspect set it
         environments = self._workshop.environments
         on_gpu = self.made.device != CPU and await has_cuda_driver()
         began = time.monotonic()
         chosen = plan(
-            self.made.model_kind,
-            str(self._report["format"]),
-            self._requirements,
+            self._report.kind,
+            self._report.format,
+            self._report.requirements,
             "cuda" if on_gpu else "cpu",
-            self._report.get("made_with"),
+            self._report.made_with,
         )
 
         def say(code: str, params: Params) -> None:
@@ -261,7 +257,7 @@ class Attempt:
                 loaded = await self._until(child, "loaded", Step.LOAD)
         except TimeoutError:
             raise StepFailedError("load_timeout", seconds=round(settings.load_seconds)) from None
-        await self._done(Step.LOAD, "load_done", seconds=round(float(loaded["seconds"]), 2))
+        await self._done(Step.LOAD, "load_done", seconds=_seconds_in(loaded))
         self._say(Step.SMOKE, "smoke_running")
         try:
             async with asyncio.timeout(settings.smoke_seconds):
@@ -284,21 +280,19 @@ class Attempt:
         """Follow the child's events up to the wanted one; its text is not trusted."""
         while (line := await child.line()) is not None:
             try:
-                event: Params = json.loads(line)
-                kind = event["event"]
-            except (ValueError, TypeError, KeyError):
+                event = read_event(line)
+            except ValueError:
                 continue
+            kind = event.get("event")
             if kind == wanted:
                 return event
             if kind == "progress":
-                with suppress(KeyError, TypeError, ValueError, AttributeError):
+                with suppress(ValueError):
                     said = read_text(event)
                     self._say(step, said["code"], said["params"])
             if kind == "failed":
                 raise _named_failure(event)
-        code = await child.wait()
-        evidence = next((text for text in reversed(child.log) if text.strip()), "")
-        raise _abrupt_end(code, evidence)
+        raise _abrupt_end(await child.wait(), last_words(child.log))
 
     async def _finish(self, passport: Params) -> None:
         assert self._environment is not None  # noqa: S101 - _build set it
@@ -340,10 +334,21 @@ def _empty_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _link_if_absent(blob: Path, file: Path) -> None:
-    """Give a bare file its place: it needs no copy, the artifact itself is the model's file."""
-    if not file.exists():
+def _settle_files(blob: Path, folder: Path, report: InspectionReport) -> None:
+    """Give a bare file its place: it needs no copy, the artifact itself is the model's file.
+
+    Raises:
+        StepFailedError: what was unpacked is not what was reported.
+    """
+    file = folder / report.file
+    if not os.path.lexists(file):
         os.link(blob, file)
+    names = [report.file, *([report.sample] if report.sample else [])]
+    for name in names:
+        with suppress(OSError):
+            if stat.S_ISREG((folder / name).lstat().st_mode):
+                continue
+        raise StepFailedError("inspection_failed", evidence=name)
 
 
 def _write_spec(folder: Path, spec: Params) -> None:
@@ -357,25 +362,28 @@ async def _last_event(child: Child) -> Params:
         last = line
     code = await child.wait()
     try:
-        report: Params = json.loads(last or "")
+        return read_event(last or "")
     except ValueError:
-        evidence = next((text for text in reversed(child.log) if text.strip()), "")
-        raise _abrupt_end(code, evidence) from None
-    return report
+        raise _abrupt_end(code, last_words(child.log)) from None
 
 
 def _named_failure(event: Params) -> StepFailedError:
     try:
-        said = read_text(event)
-    except (KeyError, TypeError, ValueError, AttributeError):
+        code, evidence, params = read_failure(event)
+    except ValueError:
         return StepFailedError("step_crashed")
-    params = said["params"]
-    evidence = str(params.pop("evidence", event.get("evidence") or ""))
-    return StepFailedError(said["code"], evidence=evidence[:_EVIDENCE_CHARS], **params)
+    return StepFailedError(code, evidence=evidence, **params)
 
 
 def _abrupt_end(code: int, evidence: str) -> StepFailedError:
     if code in {-9, 137} or "MemoryError" in evidence or "bad_alloc" in evidence:
-        return StepFailedError("out_of_memory", evidence=evidence[:_EVIDENCE_CHARS])
+        return StepFailedError("out_of_memory", evidence=evidence)
     reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return StepFailedError("child_ended", reason=reason, evidence=evidence[:_EVIDENCE_CHARS])
+    return StepFailedError("child_ended", reason=reason, evidence=evidence)
+
+
+def _seconds_in(event: Params) -> float:
+    seconds = event.get("seconds")
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise StepFailedError("step_crashed", evidence="seconds")
+    return round(float(seconds), 2)

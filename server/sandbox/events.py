@@ -54,9 +54,7 @@ def read_text(said: Any) -> Params:
     return {
         "code": code,
         "params": {
-            _text(name): _plain(value)
-            for name, value in params.items()
-            if name not in _NO_PARAMS
+            _text(name): _plain(value) for name, value in params.items() if name not in _NO_PARAMS
         },
     }
 

@@ -43,12 +43,26 @@ _DIE_WITH_PARENT = (
 )
 
 
+_TMP_BYTES = 1024**3
+_SHARED_MEMORY_BYTES = 256 * 1024**2
+# The strictest first. Without user namespaces root can still do without its capabilities.
+_NAMESPACES = (("--unshare-user", "--disable-userns"), ("--unshare-user",), ())
+# Root owns its files inside too, and in /proc/sys the switches of the whole machine.
+_PROBE = (
+    "import os, ssl, sys\n"
+    "with open('/proc/self/status') as file:\n"
+    "    rights = [int(line.split()[1], 16) for line in file if line.startswith('CapEff:')]\n"
+    "closed = [os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', '/proc')]\n"
+    "sys.exit(0 if rights == [0] and all(closed) else 'what runs inside keeps rights')\n"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """One command to start and what it may see; paths are the same inside and outside.
 
-    ``memory_bytes`` bounds the address space; zero leaves it unbounded. ``gpu`` lets the
-    process reach the GPU's device nodes.
+    ``memory_bytes`` bounds the address space and ``file_bytes`` each file that is written; zero
+    leaves it unbounded. ``gpu`` lets the process reach the GPU's device nodes.
     """
 
     argv: Sequence[str]
@@ -57,6 +71,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     pass_fds: Sequence[int] = ()
     memory_bytes: int = 0
+    file_bytes: int = 0
     gpu: bool = False
 
 
@@ -123,8 +138,12 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
 class Sandbox:
     """How child processes are confined on this machine; found out once, by really doing it."""
 
-    def __init__(self, *, bubblewrap: str | None) -> None:
+    def __init__(
+        self, *, bubblewrap: str | None, namespaces: Sequence[str] = (), sizes: bool = False
+    ) -> None:
         self._bubblewrap = bubblewrap
+        self._namespaces = tuple(namespaces)
+        self._sizes = sizes
 
     @property
     def name(self) -> str:
@@ -138,23 +157,30 @@ class Sandbox:
 
     @classmethod
     async def probe(cls) -> Sandbox:
-        """Start a real Python under bubblewrap and see whether that works."""
+        """Start a real Python under bubblewrap: it has to work, and to be without rights."""
         found = shutil.which("bwrap")
         if found is None:
             return cls(bubblewrap=None)
-        candidate = cls(bubblewrap=found)
-        child = await candidate.start(
-            Launch(argv=[base_python(), "-I", "-S", "-c", "import ssl"], read_only=[base_prefix()])
-        )
+        offered = await _options_of(found)
+        problem = ""
+        for namespaces in _NAMESPACES:
+            if offered.issuperset(namespaces):
+                candidate = cls(bubblewrap=found, namespaces=namespaces, sizes="--size" in offered)
+                problem = await candidate._problem()
+                if not problem:
+                    return candidate
+        logger.warning("bubblewrap does not work here: %s", problem)
+        return cls(bubblewrap=None)
+
+    async def _problem(self) -> str:
+        argv = [base_python(), "-I", "-S", "-c", _PROBE]
+        child = await self.start(Launch(argv=argv, read_only=[base_prefix()]))
         try:
             code = await asyncio.wait_for(child.wait(), _PROBE_SECONDS)
         except TimeoutError:
-            code = None
-        if code != 0:
             await child.kill()
-            logger.warning("bubblewrap does not work here: %s", " | ".join(child.log) or code)
-            return cls(bubblewrap=None)
-        return candidate
+            return f"no end within {_PROBE_SECONDS:.0f} s"
+        return "" if code == 0 else " | ".join(child.log) or f"exit code {code}"
 
     async def start(self, launch: Launch) -> Child:
         """Start a command that dies with the service.
@@ -183,6 +209,8 @@ class Sandbox:
             limits = [prlimit, "--core=0", "--nofile=4096"]
             if launch.memory_bytes and not launch.gpu:
                 limits.append(f"--as={launch.memory_bytes}")
+            if launch.file_bytes:
+                limits.append(f"--fsize={launch.file_bytes}")
             limits.append("--")
         argv = launch.argv
         if self._bubblewrap is not None:
@@ -191,7 +219,8 @@ class Sandbox:
         return [*dies_with_parent(), *limits, *argv]
 
     def _confined(self, bubblewrap: str, launch: Launch) -> list[str]:
-        argv = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+        argv = [bubblewrap, "--unshare-all", *self._namespaces, "--cap-drop", "ALL"]
+        argv += ["--die-with-parent", "--new-session", "--clearenv"]
         for name, value in launch.env.items():
             argv += ["--setenv", name, value]
         for folder in _SYSTEM_FOLDERS:
@@ -200,7 +229,9 @@ class Sandbox:
                 argv += ["--symlink", str(path.readlink()), folder]
             elif path.exists():
                 argv += ["--ro-bind", folder, folder]
-        argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
+        argv += ["--proc", "/proc", "--dev", "/dev"]
+        argv += [*self._sized(_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+        argv += [*self._sized(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
         for name in _SYSTEM_FILES:
             argv += ["--ro-bind-try", name, name]
         if launch.gpu:
@@ -210,7 +241,27 @@ class Sandbox:
             argv += ["--ro-bind", str(path), str(path)]
         for path in launch.writable:
             argv += ["--bind", str(path), str(path)]
-        return [*argv, "--dir", "/empty", "--chdir", "/empty", "--", *launch.argv]
+        argv += ["--dir", "/empty", "--chdir", "/empty"]
+        # The switches of the machine in the first, memory without a bound in the others; what is
+        # mounted below them stays as it is.
+        argv += ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
+        return [*argv, "--", *launch.argv]
+
+    def _sized(self, size_bytes: int) -> list[str]:
+        return ["--size", str(size_bytes)] if self._sizes else []
+
+
+async def _options_of(bubblewrap: str) -> frozenset[str]:
+    """Return the options that this bubblewrap has; older ones lack some."""
+    process = await asyncio.create_subprocess_exec(
+        bubblewrap,
+        "--help",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    said, _ = await process.communicate()
+    return frozenset(word for word in said.decode(errors="replace").split() if word[:2] == "--")
 
 
 def _gpu_nodes() -> list[str]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Switches of numeric libraries that belong to the machine and not to the model.
 _MACHINE_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TZ")
 _GPU_VARIABLES = ("LD_LIBRARY_PATH",)
+# It writes nothing but what a library leaves in its own /tmp.
+_FILE_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,5 +82,6 @@ def launch_of(process: ModelProcess) -> Launch:
         env=_environment(process),
         pass_fds=[fd for fd in (process.listen_fd, process.control_fd) if fd is not None],
         memory_bytes=process.memory_bytes,
+        file_bytes=_FILE_BYTES,
         gpu=bool(process.gpu),
     )

@@ -38,6 +38,10 @@ def test_what_is_not_ours_is_ignored() -> None:
         ("PERSEPHONE_ENGINE", "ray"),
         ("PERSEPHONE_COOKIE_SAMESITE", "open"),
         ("PERSEPHONE_PREDICT_SECONDS", "nan"),
+        ("PERSEPHONE_DATABASE_URL", "nonsense"),
+        ("PERSEPHONE_DATABASE_URL", "nonsense://host/name"),
+        ("PERSEPHONE_DATABASE_URL", "sqlite:///synchronous.db"),
+        ("PERSEPHONE_DATABASE_URL", "sqlite+aiosqlite://host:port/name"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(name: str, text: str) -> None:
@@ -50,3 +54,46 @@ def test_off_loopback_predictions_need_identification_unless_opened() -> None:
     assert not Settings.from_env(away).inference_is_open
     assert Settings.from_env({**away, "PERSEPHONE_INFERENCE_AUTH": "open"}).inference_is_open
     assert not Settings.from_env({"PERSEPHONE_INFERENCE_AUTH": "token"}).inference_is_open
+
+
+@pytest.mark.parametrize(
+    ("public_url", "is_open"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost", True),
+        ("http://[::1]:80", True),
+        ("https://models.example", False),
+        ("https://127.0.0.1.evil.example", False),
+        ("http://10.0.0.7", False),
+    ],
+)
+def test_behind_a_public_name_predictions_need_identification(
+    public_url: str, *, is_open: bool
+) -> None:
+    settings = {"PERSEPHONE_PUBLIC_URL": public_url}
+    assert Settings.from_env(settings).inference_is_open == is_open
+    assert Settings.from_env({**settings, "PERSEPHONE_INFERENCE_AUTH": "open"}).inference_is_open
+
+
+@pytest.mark.parametrize(
+    ("host", "listens", "reached"),
+    [
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("::1", "127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0", "127.0.0.1"),
+        ("::", "::", "::1"),
+        ("[::]", "::", "::1"),
+        ("", "", "127.0.0.1"),
+        ("10.0.0.7", "10.0.0.7", "10.0.0.7"),
+        ("[fd00::7]", "fd00::7", "fd00::7"),
+    ],
+)
+def test_replicas_are_reached_where_they_listen(host: str, listens: str, reached: str) -> None:
+    settings = Settings.from_env({"PERSEPHONE_HOST": host})
+    assert (settings.endpoint_host, settings.replica_host) == (listens, reached)
+
+
+def test_a_refused_database_url_does_not_show_its_password() -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"PERSEPHONE_DATABASE_URL": "nonsense://me:secret@host/name"})
+    assert "secret" not in str(raised.value)

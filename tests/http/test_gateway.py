@@ -1,0 +1,381 @@
+"""The gateway between callers and replicas that fail in every way they can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from server import keys
+from server.api import inference, system
+from server.api.edge import make_runner, setup_edge
+from server.api.gateway import GATEWAY, Gateway
+from server.messages import Messages
+from server.records import DeploymentKey
+from server.settings import Settings
+from server.states import Wanted
+from tests.support.toy_edge import ORIGIN, MemorySessions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+KEY = DeploymentKey(owner="somebody", model="iris", environment="dev")
+INFER = "/dev/v2/models/iris/infer"
+ANSWER = b'{"outputs": []}'
+HUGE = 64 * 1024 * 1024
+PIECE = b"x" * 65536
+
+
+# ── replicas
+
+
+class Replica:
+    """Answers every prediction; the others of this file fail in the way that they are named for."""
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.address = address
+        self.port = 0
+        self.targets: list[str] = []
+        self.hosts: list[str] = []
+        self.bodies: list[bytes] = []
+        self.connections = 0
+
+    async def open(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, self.address, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        self._server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            served = 0
+            while await self._received(reader) and await self.answer(writer, served):
+                served += 1
+        writer.close()
+
+    async def _received(self, reader: asyncio.StreamReader) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        lines = head.split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        self.targets.append(lines[0].split(" ")[1])
+        self.hosts.append(headers["host"])
+        self.bodies.append(await reader.readexactly(int(headers.get("content-length", 0))))
+        return True
+
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        """Answer one request; return whether the connection stays."""
+        return await send(writer, 200, ANSWER, {"Content-Type": "application/json"})
+
+
+async def send(
+    writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict[str, str]
+) -> bool:
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+    await writer.drain()
+    return True
+
+
+class RedirectsElsewhere(Replica):
+    def __init__(self, status: int, elsewhere: int) -> None:
+        super().__init__()
+        self.status = status
+        self.elsewhere = f"http://127.0.0.1:{elsewhere}/secrets"
+
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        return await send(writer, self.status, b"", {"Location": self.elsewhere})
+
+
+class SendsHostileHeaders(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Access-Control-Allow-Origin": "https://evil.example",
+            "Access-Control-Allow-Credentials": "true",
+            "Set-Cookie": "persephone=stolen",
+            "Clear-Site-Data": '"*"',
+            "Refresh": "0; url=https://evil.example",
+            "Service-Worker-Allowed": "/",
+            "X-Content-Type-Options": "none",
+            "X-Request-Id": "forged",
+            "Inference-Header-Content-Length": "17",
+            "Retry-After": "2",
+        }
+        return await send(writer, 200, b"<script>alert(1)</script>", headers)
+
+
+class ClosesReusedConnections(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        return not served and await super().answer(writer, served)
+
+
+class BreaksOffHalfway(Replica):
+    """Answers the first request of a connection, and of the second one only a part."""
+
+    def __init__(self, part: bytes) -> None:
+        super().__init__()
+        self.part = part
+
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        if not served:
+            return await super().answer(writer, served)
+        writer.write(self.part)
+        await writer.drain()
+        return False
+
+
+class AnswersHugeSlowly(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {HUGE}\r\n\r\n".encode())
+        for _ in range(HUGE // len(PIECE)):
+            writer.write(PIECE)
+            await writer.drain()
+        return True
+
+
+# ── the service around the gateway
+
+
+class Front(NamedTuple):
+    port: int
+    client: aiohttp.ClientSession
+    statuses: list[int]
+    refusals: list[Any]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    async def predict(self, path: str = INFER) -> tuple[int, bytes]:
+        async with self.client.post(self.url(path), data=b"{}") as answer:
+            return answer.status, await answer.read()
+
+    async def recorded(self, count: int = 1) -> list[int]:
+        """Return the statuses on record once there are so many."""
+        async with asyncio.timeout(20):
+            while len(self.statuses) < count:
+                await asyncio.sleep(0.01)
+        return self.statuses
+
+
+@contextlib.asynccontextmanager
+async def in_front_of(port: int, settings: Settings | None = None) -> AsyncIterator[Front]:
+    """Run the routes of predictions and of discovery with one deployment, whose port is given."""
+    settings = settings or Settings()
+    refusals: list[Any] = []
+    replica = SimpleNamespace(
+        port=port, spec=SimpleNamespace(replica_id="r1", model={"secret": "s"})
+    )
+    made: Any = SimpleNamespace(key=KEY, wanted=Wanted.UP)
+    app = web.Application()
+    app[keys.SETTINGS] = settings
+    fakes: dict[Any, Any] = {
+        keys.STORE: SimpleNamespace(deployments_called=lambda name: [made] * (name == "iris")),
+        keys.RECONCILER: SimpleNamespace(serving=lambda _key: replica),
+        keys.SCRAPER: SimpleNamespace(refused=refusals.append, targets=list),
+    }
+    for key, fake in fakes.items():
+        app[key] = fake
+    app[GATEWAY] = Gateway(settings.predict_seconds)
+    app.router.add_post("/{env}/v2/models/{name}/infer", inference.forward)
+    app.router.add_get("/{env}/v2/models/{name}", inference.forward)
+    app.router.add_get("/sd", system.discovery_of_replicas)
+    statuses: list[int] = []
+    setup_edge(
+        app, settings, Messages(), MemorySessions(), lambda *seen: statuses.append(int(seen[2]))
+    )
+    runner = make_runner(app, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as client:
+            yield Front(runner.addresses[0][1], client, statuses, refusals)
+    finally:
+        await runner.cleanup()
+        await app[GATEWAY].close()
+
+
+# ── what a replica must not do
+
+
+async def test_an_answer_comes_back_as_it_is() -> None:
+    async with Replica() as replica, in_front_of(replica.port) as front:
+        assert await front.predict(INFER + "?a=%20b") == (200, ANSWER)
+        assert replica.targets == ["/v2/models/iris/infer?a=%20b"]
+        assert replica.bodies == [b"{}"]
+        assert replica.hosts == [f"127.0.0.1:{replica.port}"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_redirect_is_neither_followed_nor_passed_back(status: int, method: str) -> None:
+    path = INFER if method == "POST" else "/dev/v2/models/iris"
+    async with (
+        Replica() as victim,
+        RedirectsElsewhere(status, victim.port) as replica,
+        in_front_of(replica.port) as front,
+        front.client.request(method, front.url(path), allow_redirects=False) as answer,
+    ):
+        assert (answer.status, (await answer.json())["code"]) == (503, "replica_broke_off")
+        assert "Location" not in answer.headers
+        assert victim.connections == 0
+
+
+async def test_headers_of_a_model_have_no_power_over_browsers() -> None:
+    async with (
+        SendsHostileHeaders() as replica,
+        in_front_of(replica.port) as front,
+        front.client.post(front.url(INFER), data=b"{}", headers={"Origin": ORIGIN}) as answer,
+    ):
+        headers = answer.headers
+        assert headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert headers["Content-Type"] == "application/octet-stream"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Request-Id"] != "forged"
+        assert (headers["Retry-After"], headers["Inference-Header-Content-Length"]) == ("2", "17")
+        for name in ("Set-Cookie", "Clear-Site-Data", "Refresh", "Service-Worker-Allowed"):
+            assert name not in headers
+
+
+# ── what is repeated
+
+
+async def test_a_kept_connection_that_ends_without_an_answer_fails_nobody() -> None:
+    async with ClosesReusedConnections() as replica, in_front_of(replica.port) as front:
+        for _ in range(3):
+            assert await front.predict() == (200, ANSWER)
+        assert front.refusals == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"HTTP/1.1 200 O",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"no HTTP at all\r\n\r\n",
+    ],
+)
+async def test_a_prediction_is_not_repeated_once_its_answer_has_begun(part: bytes) -> None:
+    async with BreaksOffHalfway(part) as replica, in_front_of(replica.port) as front:
+        assert await front.predict() == (200, ANSWER)
+        with contextlib.suppress(aiohttp.ClientPayloadError):
+            # Once the head is out, breaking off is all that can be done.
+            status, body = await front.predict()
+            assert (status, json.loads(body)["code"]) == (503, "replica_broke_off")
+        assert len(replica.targets) == 2
+        assert front.refusals == [KEY]
+
+
+async def test_nobody_there_is_503() -> None:
+    async with Replica() as replica:
+        port = replica.port
+    async with in_front_of(port) as front:
+        status, body = await front.predict()
+        assert (status, json.loads(body)["code"]) == (503, "replica_absent")
+        assert front.refusals == [KEY]
+
+
+# ── callers that go away
+
+
+async def test_a_caller_who_leaves_a_long_answer_is_not_the_models_error() -> None:
+    async with AnswersHugeSlowly() as replica, in_front_of(replica.port) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+        writer.write(head.encode() + b"{}")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.transport.abort()
+        assert await front.recorded() == [499]
+        assert front.refusals == []
+        assert len(replica.targets) == 1
+
+
+async def test_a_caller_who_leaves_while_sending_is_not_the_models_error() -> None:
+    async with Replica() as replica, in_front_of(replica.port) as front:
+        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {HUGE}\r\n\r\n"
+        writer.write(head.encode() + PIECE)
+        await writer.drain()
+        async with asyncio.timeout(20):
+            while not replica.targets:
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+        assert await front.recorded() == [499]
+        assert front.refusals == []
+        assert len(replica.targets) == 1
+
+
+# ── where a request goes
+
+
+@pytest.mark.parametrize("authority", ["evil.example", "localhost", "127.0.0.1:1"])
+async def test_a_request_line_with_a_whole_address_reaches_the_replica(authority: str) -> None:
+    async with Replica() as replica, in_front_of(replica.port) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        line = f"POST http://{authority}{INFER}?a=1 HTTP/1.1\r\nHost: localhost\r\n"
+        writer.write(f"{line}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert replica.targets == ["/v2/models/iris/infer?a=1"]
+        assert replica.hosts == [f"127.0.0.1:{replica.port}"]
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "named"),
+    [("0.0.0.0", "127.0.0.1", "127.0.0.1"), ("::", "::1", "[::1]"), ("[::]", "::1", "[::1]")],
+)
+async def test_replicas_behind_all_addresses_are_reached_on_this_machine(
+    host: str, address: str, named: str
+) -> None:
+    try:
+        replica = await Replica(address).open()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    environ = {"PERSEPHONE_HOST": host, "PERSEPHONE_INFERENCE_AUTH": "open"}
+    async with (
+        contextlib.aclosing(replica),
+        in_front_of(replica.port, Settings.from_env(environ)) as front,
+    ):
+        assert await front.predict() == (200, ANSWER)
+        assert replica.hosts == [f"{named}:{replica.port}"]
+
+
+# ── a proxy in front
+
+
+@pytest.mark.parametrize(
+    ("public_url", "host", "status"),
+    [
+        ("", "127.0.0.1:8000", 200),
+        ("http://localhost:9000", "localhost", 200),
+        ("https://models.example", "models.example", 403),
+        ("https://models.example", "localhost:8000", 200),
+        ("https://models.example", "[::1]:8000", 200),
+    ],
+)
+async def test_who_comes_by_the_public_name_is_a_stranger(
+    public_url: str, host: str, status: int
+) -> None:
+    async with in_front_of(1, Settings(public_url=public_url)) as front:
+        async with front.client.get(front.url("/sd"), headers={"Host": host}) as answer:
+            assert answer.status == status
+        if status == 403:
+            assert (await front.predict())[0] == 401
