@@ -241,7 +241,6 @@ async def test_a_body_that_trickles_is_given_up(
     replica: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "SLOW_AFTER_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "_LINGER_SECONDS", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     writer.write(head(Content_Length="1000"))
     answer = asyncio.create_task(reader.readline())
