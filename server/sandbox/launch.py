@@ -212,11 +212,11 @@ class Sandbox:
             if launch.file_bytes:
                 limits.append(f"--fsize={launch.file_bytes}")
             limits.append("--")
-        argv = launch.argv
         if self._bubblewrap is not None:
-            # Its own --die-with-parent is armed only once it runs.
-            argv = self._confined(self._bubblewrap, launch)
-        return [*dies_with_parent(), *limits, *argv]
+            # Killed before its inner half runs, it would leave that waiting for ever: its own
+            # --die-with-parent comes late enough, and a model process looks for us once it runs.
+            return [*limits, *self._confined(self._bubblewrap, launch)]
+        return [*dies_with_parent(), *limits, *launch.argv]
 
     def _confined(self, bubblewrap: str, launch: Launch) -> list[str]:
         argv = [bubblewrap, "--unshare-all", *self._namespaces, "--cap-drop", "ALL"]
