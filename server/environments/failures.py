@@ -10,7 +10,10 @@ from server.errors import StepFailedError
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s)`'\"]+")
 _PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 _NOT_FETCHED = re.compile(r"Failed to fetch:? `?\S*?/([A-Za-z0-9][\w.-]*?)/?`?$", re.MULTILINE)
-_NOT_CACHED = re.compile(r"Because (\S+?)(?:==\S+|\[\S+)? was not found in the cache")
+_NOT_CACHED = re.compile(
+    r"Because (\S+?)(?:==\S+|\[\S+)? "
+    r"(?:was not found in the cache|needs to be downloaded from a registry)"
+)
 _NOT_THERE = re.compile(
     r"Because (\S+) was not found in"
     r"|there (?:is|are) no versions? of ([^\s,]+)"

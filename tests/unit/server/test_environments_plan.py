@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.environments.failures import main_line, named_failure
+from server.environments.failures import main_line, missing_packages, named_failure
 from server.environments.lock import (
     LockCache,
     cpu_builds,
@@ -231,3 +231,16 @@ def test_a_full_disk_and_the_unknown_are_named() -> None:
 def test_evidence_holds_no_addresses_and_no_paths() -> None:
     line = main_line("error: cannot read /srv/data/a.txt from https://user:pw@host.example/x\n")
     assert line == "cannot read … from …"
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "Because tabulate was not found in the cache and you require tabulate==0.9.0",
+        "Because tabulate==0.9.0 needs to be downloaded from a registry and you require it",
+    ],
+)
+def test_what_the_cache_lacks_is_named_whether_its_index_was_seen_or_not(cause: str) -> None:
+    assert missing_packages(f"error: No solution found\n  cause: {cause}, so there is none.") == (
+        "tabulate",
+    )
