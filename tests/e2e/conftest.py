@@ -11,16 +11,6 @@ from tests.support.environments import ModelEnvironments
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The first test that needs an environment waits until it is built, which may mean a download.
-_SECONDS = 900
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give end-to-end tests more time; one that knows better keeps its own."""
-    for item in items:
-        if item.get_closest_marker("e2e") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(_SECONDS))
-
 
 @pytest.fixture(scope="session")
 def environments() -> ModelEnvironments:
