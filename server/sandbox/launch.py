@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 10.0
 _LOG_LINES = 200
+_FILES = 4096
 # A passport carries its warm-up input: up to 65,536 numbers on one line.
 _LINE_BYTES = 8 * 1024 * 1024
 _LOG_CHARS = 2000
@@ -206,11 +208,11 @@ class Sandbox:
         limits: list[str] = []
         prlimit = shutil.which("prlimit")
         if prlimit is not None:
-            limits = [prlimit, "--core=0", "--nofile=4096"]
+            limits = [prlimit, "--core=0", f"--nofile={_at_most(resource.RLIMIT_NOFILE, _FILES)}"]
             if launch.memory_bytes and not launch.gpu:
-                limits.append(f"--as={launch.memory_bytes}")
+                limits.append(f"--as={_at_most(resource.RLIMIT_AS, launch.memory_bytes)}")
             if launch.file_bytes:
-                limits.append(f"--fsize={launch.file_bytes}")
+                limits.append(f"--fsize={_at_most(resource.RLIMIT_FSIZE, launch.file_bytes)}")
             limits.append("--")
         if self._bubblewrap is not None:
             # Killed before its inner half runs, it would leave that waiting for ever: its own
@@ -262,6 +264,12 @@ async def _options_of(bubblewrap: str) -> frozenset[str]:
     )
     said, _ = await process.communicate()
     return frozenset(word for word in said.decode(errors="replace").split() if word[:2] == "--")
+
+
+def _at_most(limit: int, wanted: int) -> int:
+    """Return a limit that may be set: a container's own may be lower, and nobody can raise it."""
+    _, hard = resource.getrlimit(limit)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _gpu_nodes() -> list[str]:

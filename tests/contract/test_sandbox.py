@@ -304,3 +304,12 @@ async def test_the_last_words_of_a_crashed_replica_name_no_path(tmp_path: Path) 
     assert ended.code == "replica_ended"
     assert ended.params == {"reason": f"signal {signal.SIGABRT.value}"}
     assert ended.evidence == "cannot open … : gone"
+
+
+async def test_a_machine_with_lower_limits_than_ours_starts_children_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _limit: (64, 128))
+    child = await Sandbox(bubblewrap=None).start(Launch(argv=["/bin/sh", "-c", "ulimit -n"]))
+    assert await child.line() == "128"
+    assert await child.wait() == 0
