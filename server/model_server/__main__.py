@@ -57,6 +57,7 @@ def _run(arguments: argparse.Namespace, private: int) -> int:
         spec,
         shared=_inherited(arguments.listen_fd),
         control=_inherited(arguments.control_fd),
+        share=_share(arguments),
         emit=emit,
     )
 
@@ -70,6 +71,8 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         command.add_argument("--spec", required=True, help="JSON file that says what to run")
     serve.add_argument("--control-fd", type=int, required=True, help="private unix socket")
     serve.add_argument("--listen-fd", type=int, required=True, help="shared listening socket")
+    serve.add_argument("--share-fd", type=int, help="memory that the replicas share")
+    serve.add_argument("--slot", type=int, default=0, help="this replica's place in it")
     prove.add_argument("--control-fd", type=int, help="not used")
     return parser.parse_args(argv)
 
@@ -105,6 +108,16 @@ def _inherited(descriptor: int) -> socket.socket:
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     return sock
+
+
+def _share(arguments: argparse.Namespace) -> Any:
+    if arguments.share_fd is None:
+        return None
+    from server.model_server.sharing import Share
+
+    share = Share(arguments.share_fd, arguments.slot)
+    os.close(arguments.share_fd)
+    return share
 
 
 if __name__ == "__main__":

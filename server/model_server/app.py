@@ -1,64 +1,40 @@
-"""The HTTP side of one model: Open Inference Protocol v2 on the deployment's own address."""
+"""Answers the requests for one model: Open Inference Protocol v2 on the deployment's address."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional
-from urllib.parse import unquote
+from functools import partial
+from typing import Any, Dict, Mapping, Optional, Set
 
 import orjson
-from aiohttp import web
 
 from metrics.instruments import InferenceInstruments
-from server.model_server import protocol
+from server.model_server import encodings, protocol
 from server.model_server.batching import Batcher
-from server.model_server.bodies import read_body
-from server.model_server.connections import Connection
-from server.model_server.failures import ModelFailure
+from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.protocol import InferCodec, InferRequest
 from server.model_server.refusals import REQUEST_ID, Answers, Refusal, given_id, refusal_of
+from server.model_server.requests import JSON, Head, Request, Response
 from server.model_server.runtimes.base import Signature
 from server.model_server.spec import ModelSpec
+from server.model_server.targets import METHODS, READING, Target, known_targets, target_of
+
+logger = logging.getLogger(__name__)
 
 SERVER_VERSION = "0.1.0"
 SECRET_HEADER = "X-Persephone-Secret"  # noqa: S105 - a header's name
+BINARY_HEADER = "Inference-Header-Content-Length"
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 _BODIES_HELD = 4
 """How many bodies of the largest size may be in memory at once."""
-_WATCHED_ANSWER_BYTES = 64 * 1024
-
-
-class Target(NamedTuple):
-    """What a path of the protocol means."""
-
-    action: str
-    model: str = ""
-    version: str = ""
-
-
-_METHODS = {"infer": ("POST",)}
-_READING = ("GET", "HEAD")
-_PATHS = {
-    ("v2",): "server",
-    ("v2", "health", "live"): "live",
-    ("v2", "health", "ready"): "ready",
-}
-_MODEL_PATHS = {(): "model", ("ready",): "model_ready", ("infer",): "infer"}
-
-
-def target_of(raw_path: str) -> Optional[Target]:
-    """Read a path, or return None if the protocol has no such path."""
-    parts = tuple(raw_path.split("/")[1:])
-    if parts in _PATHS:
-        return Target(_PATHS[parts])
-    if parts[:2] != ("v2", "models") or len(parts) < 3 or not parts[2]:
-        return None
-    rest, version = parts[3:], ""
-    if rest[:1] == ("versions",) and len(rest) > 1:
-        version, rest = unquote(rest[1]), rest[2:]
-    action = _MODEL_PATHS.get(rest)
-    return None if action is None else Target(action, unquote(parts[2]), version)
+_BINARY = "application/octet-stream"
+_QUICK_BYTES = 64 * 1024
+"""Up to this size a body is packed in the event loop; larger ones take a thread."""
+_CLASSES = {2: "2xx", 4: "4xx", 5: "5xx"}
 
 
 @dataclass(frozen=True)
@@ -81,43 +57,27 @@ class Application:
     """Answers requests; knows how many are under way and whether it is draining."""
 
     def __init__(self, served: Served, answers: Answers) -> None:
+        spec = served.spec
         self._served = served
         self._answers = answers
+        self._batcher = served.batcher
+        self._instruments = served.instruments
+        self._statistics = served.batcher.statistics
+        self._codec = InferCodec(
+            served.signature, takes_fp64=served.takes_fp64, model_version=spec.version
+        )
+        self._known = known_targets(spec.names, spec.version)
         self._held = 0
         self._rest: Optional[asyncio.Future[None]] = None
+        self._packing: Set[asyncio.Task[None]] = set()
+        self.body_limit = spec.max_body_bytes
         self.in_flight = 0
         self.is_draining = False
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request to its last byte; only predictions are counted."""
-        started = time.perf_counter()
-        connection = request.protocol
-        target = target_of(request.rel_url.raw_path)
-        counted = request.method == "POST" and target is not None and target.action == "infer"
-        instruments = self._served.instruments
-        self.in_flight += 1
-        if counted:
-            instruments.in_progress.inc()
-        if isinstance(connection, Connection):
-            connection.request_started()
-        try:
-            response = await self._answered(request, target)
-            try:
-                await self._send(request, response)
-            finally:
-                if counted:
-                    instruments.observe(
-                        f"{response.status // 100}xx", time.perf_counter() - started
-                    )
-            return response
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight and self._rest is not None and not self._rest.done():
-                self._rest.set_result(None)
-            if counted:
-                instruments.in_progress.dec()
-            if isinstance(connection, Connection):
-                connection.request_ended()
+    @property
+    def is_leaving(self) -> bool:
+        """Whether whoever waits here for its next request would be cut off."""
+        return self.is_draining or self._batcher.is_stuck
 
     async def at_rest(self) -> None:
         """Wait until no request is under way."""
@@ -125,139 +85,241 @@ class Application:
             self._rest = asyncio.get_running_loop().create_future()
             await self._rest
 
-    async def _answered(self, request: web.BaseRequest, target: Optional[Target]) -> web.Response:
+    # ── the connections' side
+
+    def head(self, request: Request) -> Optional[Response]:
+        """Count a request, and refuse by its head what would be read in vain."""
+        self.in_flight += 1
+        head = request.head
         try:
-            response = await self._dispatch(request, target)
-        except ConnectionError:
-            raise
+            if not head.is_checked:
+                head.target = self._known.get(head.path) or target_of(head.path)
+            if _is_prediction(head):
+                self._instruments.in_progress.inc()
+            if not head.is_checked:
+                self._check(head)
+                head.is_checked = True
+            if self._batcher.is_stuck and head.method == "POST":
+                raise ModelFailure("replica_restarting")
+            if self._batcher.is_full and head.method == "POST":
+                raise ModelFailure("replica_overloaded")
         except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
-            response = self._answers.refuse(request, refusal_of(error))
-        # Whoever waits here for its next request would be cut off; and where a body was not
-        # read to its end, there is no telling where the next request begins.
-        leaving = self.is_draining or self._served.batcher.is_stuck
-        if leaving or not request.content.is_eof():
-            response.force_close()
-        return response
+            return self._answers.refuse(head, refusal_of(error))
+        return None
 
-    async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
-        if isinstance(response.body, bytes) and len(response.body) > _WATCHED_ANSWER_BYTES:
-            connection = request.protocol
-            if isinstance(connection, Connection):
-                connection.watch_writing()
-        await response.prepare(request)
-        await response.write_eof()
+    def handle(self, request: Request) -> None:
+        """Answer a request: at once, or when its prediction has been made."""
+        target: Target = request.head.target
+        try:
+            if target.action == "infer":
+                self._infer(request)
+            else:
+                body = orjson.dumps(self._described(target))
+                request.answer(Response(200, (body,)))
+        except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
+            self._refuse(request, error)
 
-    async def _dispatch(self, request: web.BaseRequest, target: Optional[Target]) -> web.Response:
-        self._identify(request)
+    def finished(self, request: Request, status: Optional[int]) -> None:
+        """Count a request's end; the caller has its answer, or is gone."""
+        self.in_flight -= 1
+        if _is_prediction(request.head):
+            self._instruments.in_progress.dec()
+            if status is not None:
+                self._instruments.observe(
+                    _CLASSES[status // 100], time.perf_counter() - request.began
+                )
+        if not self.in_flight and self._rest is not None and not self._rest.done():
+            self._rest.set_result(None)
+
+    def hold(self, size: int) -> bool:
+        """Take room for a body's bytes; False if there is none. Negative gives it back."""
+        if size > 0 and self._held + size > _BODIES_HELD * self.body_limit:
+            return False
+        self._held += size
+        return True
+
+    # ── heads
+
+    def _check(self, head: Head) -> None:
+        """Judge what stays the same however often a head comes."""
+        spec, target = self._served.spec, head.target
+        if spec.secret is not None:
+            _identify(head, spec.secret)
         if target is None:
             raise Refusal(404, "route_unknown")
-        self._check_model(target)
-        allowed = _METHODS.get(target.action, _READING)
-        if request.method not in allowed:
+        if target.model and target.model not in spec.names:
+            raise Refusal(404, "model_unknown", found=target.model, expected=", ".join(spec.names))
+        if target.version and target.version != spec.version:
+            raise Refusal(404, "model_version_unknown", found=target.version, expected=spec.version)
+        allowed = METHODS.get(target.action, READING)
+        if head.method not in allowed:
             names = ", ".join(allowed)
             raise Refusal(
                 405,
                 "method_unsupported",
                 headers={"Allow": names},
-                method=request.method,
+                method=head.method,
                 allowed=names,
             )
         if target.action == "infer":
-            return await self._infer(request, target)
-        return self._answers.json(orjson.dumps(self._described(target)))
+            self._check_infer(head)
 
-    def _identify(self, request: web.BaseRequest) -> None:
-        secret = self._served.spec.secret
-        if secret is None:
-            return
-        given = request.headers.get(SECRET_HEADER, "")
-        if not hmac.compare_digest(given.encode(errors="replace"), secret.encode()):
+    def _check_infer(self, head: Head) -> None:
+        if head.length > self.body_limit:
+            raise Refusal(413, "request_too_large", limit=self.body_limit)
+        encoding = _encoding_of(head)
+        if encoding and encoding not in encodings.ACCEPTED:
             raise Refusal(
-                401,
-                "inference_needs_identification",
-                headers={"WWW-Authenticate": 'Bearer realm="persephone"'},
+                415,
+                "content_encoding_unsupported",
+                headers={"Accept-Encoding": ", ".join(encodings.ACCEPTED)},
+                found=encoding,
             )
 
-    def _check_model(self, target: Target) -> None:
-        spec = self._served.spec
-        if target.model and target.model not in spec.names:
-            raise Refusal(404, "model_unknown", found=target.model, expected=", ".join(spec.names))
-        if target.version and target.version != spec.version:
-            raise Refusal(404, "model_version_unknown", found=target.version, expected=spec.version)
+    # ── what is described
 
     def _described(self, target: Target) -> Dict[str, Any]:
+        served = self._served
         if target.action == "server":
-            return {"name": "persephone", "version": SERVER_VERSION, "extensions": []}
+            return {
+                "name": "persephone",
+                "version": SERVER_VERSION,
+                "extensions": list(EXTENSIONS),
+            }
         if target.action == "live":
             return {"live": True}
         if target.action == "model":
             return protocol.metadata(
-                self._served.signature,
+                served.signature,
                 model_name=target.model,
-                model_version=self._served.spec.version,
-                platform=self._served.platform,
+                model_version=served.spec.version,
+                platform=served.platform,
             )
-        if self._served.batcher.is_stuck:
+        if target.action == "stats":
+            return self._statistics.described(target.model, served.spec.version)
+        if self._batcher.is_stuck:
             raise ModelFailure("replica_restarting")
         if target.action == "ready":
             return {"ready": True}
         return {"name": target.model, "ready": True}
 
-    async def _infer(self, request: web.BaseRequest, target: Target) -> web.Response:
-        served = self._served
-        await self._check_head(request)
-        held: List[int] = []
-        try:
-            body = await read_body(
-                request,
-                limit=served.spec.max_body_bytes,
-                hold=lambda size: self._hold(held, size),
-            )
-            asked = protocol.parse_infer(body, served.signature, takes_fp64=served.takes_fp64)
-            del body
-            answer = await served.batcher.predict(asked.inputs, asked.outputs)
-            written = protocol.render_infer(
-                asked,
-                answer,
-                served.signature,
-                model_name=target.model,
-                model_version=served.spec.version,
-            )
-        finally:
-            self._held -= sum(held)
-        given = given_id(request)
-        return self._answers.json(written, headers={REQUEST_ID: given} if given else None)
+    # ── predictions
 
-    async def _check_head(self, request: web.BaseRequest) -> None:
-        """Refuse by the head what would be read in vain, then ask for the body if it waits."""
-        headers = request.headers
-        encoding = headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("identity", ""):
-            raise Refusal(415, "content_encoding_unsupported", found=encoding)
-        if "Inference-Header-Content-Length" in headers:
-            raise Refusal(415, "binary_tensors_unsupported")
-        if (request.content_length or 0) > self._served.spec.max_body_bytes:
-            raise Refusal(413, "request_too_large", limit=self._served.spec.max_body_bytes)
-        if self._served.batcher.is_stuck:
-            raise ModelFailure("replica_restarting")
-        if self._served.batcher.is_full:
-            raise ModelFailure("replica_overloaded")
-        expectation = headers.get("Expect")
-        if expectation is not None:
-            await _continue(request, expectation)
+    def _infer(self, request: Request) -> None:
+        encoding = _encoding_of(request.head)
+        if encoding:
+            self._apart(request, self._unpack(request, encoding))
+            return
+        self._predict(request)
 
-    def _hold(self, held: List[int], size: int) -> None:
-        if self._held + size > _BODIES_HELD * self._served.spec.max_body_bytes:
-            raise ModelFailure("replica_overloaded")
-        self._held += size
-        held.append(size)
+    async def _unpack(self, request: Request, encoding: str) -> None:
+        inflate = partial(encodings.inflate, request.body, encoding, self.body_limit)
+        request.body = await asyncio.get_running_loop().run_in_executor(None, inflate)
+        self._predict(request)
+
+    def _predict(self, request: Request) -> None:
+        began = time.perf_counter()
+        body, request.body = request.body, b""
+        asked = self._codec.parse(body, _json_length(request.head, len(body)))
+        del body
+        self._statistics.read(time.perf_counter() - began)
+
+        def done(answer: Optional[Mapping[str, Any]], error: Optional[Exception]) -> None:
+            try:
+                if answer is None:
+                    raise error or ModelFailure("model_raised")
+                self._write(request, asked, answer)
+            except Exception as failure:  # noqa: BLE001 - every fault has an answer in JSON
+                self._refuse(request, failure)
+
+        self._batcher.submit(asked.inputs, asked.outputs, done)
+
+    def _write(self, request: Request, asked: InferRequest, answer: Mapping[str, Any]) -> None:
+        began = time.perf_counter()
+        written = self._codec.render(asked, answer, request.head.target.model)
+        self._statistics.written(time.perf_counter() - began)
+        headers: Dict[str, str] = {}
+        content_type = JSON
+        if written.header_length is not None:
+            content_type = _BINARY
+            headers[BINARY_HEADER] = str(written.header_length)
+        if b"x-request-id" in request.head.headers:
+            given = given_id(request.head)
+            if given is not None:
+                headers[REQUEST_ID] = given
+        response = Response(200, written.pieces, content_type, headers)
+        accepted = request.head.header(b"accept-encoding")
+        encoding = None if accepted is None else encodings.choose(accepted)
+        size = sum(map(len, written.pieces)) if encoding is not None else 0
+        if encoding is None or size < encodings.WORTH_BYTES:
+            request.answer(response)
+        elif size <= _QUICK_BYTES:
+            _packed(response, encoding, encodings.deflate(written.pieces, encoding))
+            request.answer(response)
+        else:
+            self._apart(request, self._pack(request, response, encoding))
+
+    async def _pack(self, request: Request, response: Response, encoding: str) -> None:
+        deflate = partial(encodings.deflate, response.pieces, encoding)
+        data = await asyncio.get_running_loop().run_in_executor(None, deflate)
+        _packed(response, encoding, data)
+        request.answer(response)
+
+    def _apart(self, request: Request, work: Any) -> None:
+        """Do work on a request in a task of its own."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
+                self._refuse(request, error)
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._packing.add(task)
+        task.add_done_callback(self._packing.discard)
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        request.answer(self._answers.refuse(request.head, refusal_of(error)))
 
 
-async def _continue(request: web.BaseRequest, expectation: str) -> None:
-    if expectation.strip().lower() != "100-continue":
-        raise Refusal(417, "expectation_unsupported", found=expectation)
-    if request.version >= (1, 1):
-        writer = request.writer
-        await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # These bytes are no part of the answer, which is yet to begin.
-        writer.output_size = 0
+def _is_prediction(head: Head) -> bool:
+    return head.method == "POST" and head.target is not None and head.target.action == "infer"
+
+
+def _identify(head: Head, secret: str) -> None:
+    given = head.headers.get(SECRET_HEADER.lower().encode(), b"")
+    if not hmac.compare_digest(given, secret.encode()):
+        raise Refusal(
+            401,
+            "inference_needs_identification",
+            headers={"WWW-Authenticate": 'Bearer realm="persephone"'},
+        )
+
+
+def _encoding_of(head: Head) -> str:
+    """Return how a body is packed, or nothing."""
+    encoding = head.headers.get(b"content-encoding")
+    if encoding is None:
+        return ""
+    name = encoding.decode("latin-1").strip().lower()
+    return "" if name == "identity" else name
+
+
+def _json_length(head: Head, size: int) -> Optional[int]:
+    """Return the length of the JSON before binary tensors, None if there are none.
+
+    Raises:
+        BadInputError: ``binary_header_length``.
+    """
+    given = head.headers.get(b"inference-header-content-length")
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 12 or int(given) > size:
+        found = given.decode("latin-1")[:40]
+        raise BadInputError("binary_header_length", found=found, size=size)
+    return int(given)
+
+
+def _packed(response: Response, encoding: str, data: bytes) -> None:
+    response.pieces = (data,)
+    response.headers = {**response.headers, "Content-Encoding": encoding, "Vary": "Accept-Encoding"}

@@ -1,18 +1,18 @@
-"""Connections on an inherited listening socket: accepting that can stop, clients that stall."""
+"""One client's connection: requests one after the other, answers in their order, deadlines."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import socket
-import struct
-import termios
-from typing import Awaitable, Callable, Optional, Set
+import os
+import time
+from collections import deque
+from typing import Any, Callable, Deque, Optional
 
-from aiohttp import web
-
+from server.model_server.reading import KnownHeads, RequestReader
 from server.model_server.refusals import Answers, Refusal
+from server.model_server.requests import Handler, Heads, Request, Response
+from server.model_server.sockets import unread
 
 logger = logging.getLogger(__name__)
 
@@ -20,254 +20,375 @@ HEADER_SECONDS = 10.0
 """From the first byte of a request's head to its last."""
 KEEPALIVE_SECONDS = 40.0
 """How long a silent connection is kept; gateways have to let go sooner."""
-WRITE_CHECK_SECONDS = 15.0
-WRITE_BYTES_PER_SECOND = 8192
-MAX_CONNECTIONS = 512
-_ACCEPTS_AT_ONCE = 16
-_LINGER_SECONDS = 5.0
-_RETRY_ACCEPT_SECONDS = 0.2
-_FINISH_SECONDS = 1.0
+BODY_IDLE_SECONDS = 15.0
+"""Longest pause between two pieces of a body."""
+BODY_SLOW_AFTER_SECONDS = 30.0
+"""From here on a body has to keep up with ``BYTES_PER_SECOND`` on average."""
+BYTES_PER_SECOND = 8192
+WRITE_SECONDS = 15.0
+"""A client that reads less than ``BYTES_PER_SECOND`` of an answer for so long is given up."""
+LINGER_SECONDS = 5.0
+"""How long a refused client may go on sending before it is cut off, so that it reads why."""
+_MAX_PIPELINED = 16
+_SMALL_BYTES = 64 * 1024
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-
-class Connection(web.RequestHandler):
-    """One client's connection, with deadlines on what aiohttp waits for without end."""
-
-    __slots__ = ("_answers", "_head_timer", "_joined", "_left", "_write_timer", "in_request")
+class Connection(asyncio.Protocol):
+    """Answers the requests that its reader makes of what arrives."""
 
     def __init__(
         self,
-        server: web.Server,
+        handler: Handler,
         answers: Answers,
+        heads: Heads,
+        known: KnownHeads,
         *,
         joined: Callable[[Connection], None],
         left: Callable[[Connection], None],
     ) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            access_log=None,  # type: ignore[arg-type]
-            # A compressed body is refused by its header, never inflated.
-            auto_decompress=False,
-            lingering_time=_LINGER_SECONDS,
-        )
+        self.body_limit = handler.body_limit
+        self.is_parting = False
+        """Whether the client is to come again on another connection after its next answer."""
+        self._handler = handler
         self._answers = answers
+        self._heads = heads
         self._joined = joined
         self._left = left
-        self._head_timer: Optional[asyncio.TimerHandle] = None
-        self._write_timer: Optional[asyncio.TimerHandle] = None
-        self.in_request = False
+        self._reader = RequestReader(self, known)
+        self._transport: Any = None
+        self._last = time.perf_counter()
+        # The request being answered, and those that came before its answer.
+        self._current: Optional[Request] = None
+        self._status = 0
+        self._waiting: Deque[Request] = deque()
+        # Whether the handler knows of the request that is being read.
+        self._is_judged = False
+        self._refusal: Optional[Refusal] = None
+        # Deaf: whatever still comes in is dropped.
+        self._is_deaf = self._at_eof = self._is_writing = self._is_paused = False
+        self._closes_at = 0.0
+        self._left_at = (0.0, 0)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    # ── the transport's side
+
+    def connection_made(self, transport: Any) -> None:
         """Join the connections that are open."""
+        self._transport = transport
+        # Every write is tried at once, and what is left of it is told by pause_writing.
+        transport.set_write_buffer_limits(high=0, low=0)
         self._joined(self)
-        super().connection_made(transport)
 
     def connection_lost(self, exc: Optional[BaseException]) -> None:
-        """Leave the connections that are open, and drop the timers."""
+        """Leave the connections that are open; what is under way has nobody to answer."""
+        del exc
+        self._transport = None
         self._left(self)
-        self._stop_timers()
-        super().connection_lost(exc)
+        self._drop_reading(None)
+        for request in self._waiting:
+            self._release(request)
+        self._waiting.clear()
+        # What is being predicted is finished when its answer comes, which then goes nowhere.
+        if self._current is not None and self._status:
+            self._finish()
 
     def data_received(self, data: bytes) -> None:
-        """Start the head's deadline at its first byte."""
-        if self._head_timer is None and not self.in_request:
-            self._head_timer = self._loop.call_later(HEADER_SECONDS, self._too_slow)
-        super().data_received(data)
+        """Read requests; a request's clock starts with its first byte."""
+        if self._is_deaf:
+            return
+        self._last = now = time.perf_counter()
+        reader = self._reader
+        try:
+            reader.feed(data, now)
+        except Refusal as refusal:
+            if not self._is_deaf:
+                self._refuse(refusal)
+            return
+        if reader.request is not None:
+            self._hold(reader.request)
+        elif reader.is_over:
+            self._is_deaf = True
 
-    def request_started(self) -> None:
-        """Note that a whole head has arrived."""
-        self.in_request = True
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def eof_received(self) -> bool:
+        """Let a client that has said everything still read its answers."""
+        self._at_eof = True
+        if self._reader.request is not None:
+            self._transport.abort()
+            return False
+        return self._current is not None or self._is_writing
 
-    def request_ended(self) -> None:
-        """Note that the answer is written."""
-        self.in_request = False
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def pause_writing(self) -> None:
+        """Note that the client has not taken all of the answer yet."""
+        self._is_writing = True
+        self._left_at = (time.perf_counter(), self._transport.get_write_buffer_size())
 
-    def watch_writing(self) -> None:
-        """Give the connection up if its client stops reading the answer."""
-        self._write_timer = self._loop.call_later(WRITE_CHECK_SECONDS, self._check_writing, None)
+    def resume_writing(self) -> None:
+        """Go on once the client has taken the whole answer."""
+        self._is_writing = False
+        if self._current is not None and self._status:
+            self._finish()
+            self._advance()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: Optional[BaseException] = None,
-        message: Optional[str] = None,
-    ) -> web.StreamResponse:
-        """Answer what aiohttp could not read, in the form of every other error."""
-        del message
-        self._stop_timers()
-        if isinstance(exc, ConnectionError) or getattr(request.writer, "output_size", 0) > 0:
-            raise ConnectionError("nobody is left to be answered") from exc
-        if status >= 500:
-            logger.error("a request was not handled", exc_info=exc)
-        code = "internal_error" if status >= 500 else "request_malformed"
-        response = self._answers.refuse(request, Refusal(status, code))
-        response.force_close()
-        return response
+    # ── the reader's side
+
+    def whole_came(self, request: Request) -> None:
+        """Take a request that came at once."""
+        if self._current is None and not self._waiting:
+            self._begin(request)
+        else:
+            self._wait(request)
+
+    def head_came(self, request: Request) -> None:
+        """Show a head to the handler before its body is read, if it is its turn."""
+        if self._current is None and not self._waiting:
+            self._judge(request)
+
+    def body_came(self, request: Request) -> None:
+        """Handle the request, or let it wait for the answers before it."""
+        if self._is_deaf:
+            return
+        if not self._is_judged:
+            self._wait(request)
+            return
+        self._is_judged = False
+        self._current = request
+        self._handler.handle(request)
+
+    # ── requests on their way
+
+    def _wait(self, request: Request) -> None:
+        self._waiting.append(request)
+        if len(self._waiting) > _MAX_PIPELINED:
+            raise Refusal(400, "pipelining_too_deep", limit=_MAX_PIPELINED)
+        if self._current is None:
+            self._advance()
+        elif not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _begin(self, request: Request) -> None:
+        """Take up a request that is whole and that the handler does not know."""
+        self._current = request
+        response = self._handler.head(request)
+        if response is None and b"expect" in request.head.headers:
+            response = self._unexpected(request)
+        if response is None:
+            self._handler.handle(request)
+        else:
+            self.answer(request, response)
+
+    def _judge(self, request: Request) -> None:
+        """Show a head to the handler, and refuse the request or ask for its body."""
+        self._is_judged = True
+        response = self._handler.head(request) or self._unexpected(request)
+        if response is not None:
+            self._reject(request, response)
+        elif b"expect" in request.head.headers and request.head.version != "1.0":
+            self._transport.write(_CONTINUE)
+
+    def _unexpected(self, request: Request) -> Optional[Response]:
+        """Refuse an expectation that is not 100-continue."""
+        expectation = request.head.header(b"expect")
+        if expectation is None or request.head.version == "1.0":
+            return None
+        if expectation.strip().lower() == "100-continue":
+            return None
+        return self._answers.refuse(
+            request.head, Refusal(417, "expectation_unsupported", found=expectation)
+        )
+
+    def _reject(self, request: Request, response: Response) -> None:
+        """Answer a request whose body is not read to its end."""
+        self._current = request
+        self._is_judged = False
+        self._is_deaf = True
+        self._reader.forget()
+        response.closes = True
+        self.answer(request, response)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Refuse the request that is being read, or whatever it is that follows the last one."""
+        request = self._reader.request
+        if request is not None and self._is_judged:
+            self._reject(request, self._answers.refuse(request.head, refusal))
+            return
+        self._is_deaf = True
+        self._refusal = refusal
+        self._drop_reading(refusal.status)
+        if self._current is None and not self._waiting:
+            self._say_refusal()
+
+    def _drop_reading(self, status: Optional[int]) -> None:
+        request = self._reader.request
+        if request is None:
+            return
+        self._reader.forget()
+        self._release(request)
+        if self._is_judged:
+            self._is_judged = False
+            self._handler.finished(request, status)
+
+    def _say_refusal(self) -> None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and self._transport is not None:
+            self._write(self._answers.refuse(None, refusal), None)
+            self._linger()
+
+    def _hold(self, request: Request) -> None:
+        """Hold room for a body that is not whole yet."""
+        more = self._reader.size - request.held
+        if more <= 0:
+            return
+        if self._handler.hold(more):
+            request.held += more
+        else:
+            self._refuse(Refusal(503, "replica_overloaded", headers={"Retry-After": "1"}))
+
+    def _release(self, request: Request) -> None:
+        if request.held:
+            self._handler.hold(-request.held)
+            request.held = 0
+
+    # ── answers
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Write the answer of the request that is being answered; only the first one counts."""
+        if request is not self._current or self._status:
+            return
+        self._status = response.status
+        if self.is_parting or response.closes or self._at_eof or self._handler.is_leaving:
+            request.keeps = False
+        self._write(response, request)
+        if self._is_writing:
+            return
+        self._finish()
+        if not request.keeps or self._waiting or self._refusal or self._reader.request:
+            self._advance()
+
+    def _write(self, response: Response, request: Optional[Request]) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        pieces = response.pieces
+        length = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
+        head = self._heads.written(response, length, request)
+        if request is not None and request.head.method == "HEAD":
+            transport.write(head)
+        elif length <= _SMALL_BYTES:
+            transport.write(b"".join((head, *pieces)))
+        else:
+            transport.writelines((head, *pieces))
+
+    def _finish(self) -> None:
+        request, status = self._current, self._status
+        self._current = None
+        self._status = 0
+        if request is None:
+            return
+        if request.held:
+            self._release(request)
+        self._handler.finished(request, status)
+        if not request.keeps:
+            self._closes_at = time.perf_counter()
+
+    def _advance(self) -> None:
+        """Go on after an answer: close, or take up what came in the meantime."""
+        if self._closes_at:
+            self._close()
+            return
+        while self._waiting and self._current is None and not self._closes_at:
+            self._begin(self._waiting.popleft())
+        if self._current is not None or self._transport is None:
+            return
+        if self._refusal is not None:
+            self._say_refusal()
+            return
+        request = self._reader.request
+        if request is not None and not self._is_judged:
+            self._judge(request)
+        if self._is_paused and not self._transport.is_closing():
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        if self._transport is None:
+            return
+        self._waiting.clear()
+        self._refusal = None
+        if self._is_deaf:
+            self._linger()
+        else:
+            self._is_deaf = True
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Give a client that still sends the time to read why it was refused."""
+        self._is_deaf = True
+        self._closes_at = time.perf_counter()
+        if self._at_eof or self._transport.is_closing():
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+
+    # ── the listener's side
+
+    def sweep(self, now: float) -> None:
+        """End what takes too long; ``now`` is in seconds of ``time.perf_counter``."""
+        if self._transport is None:
+            return
+        if self._is_writing:
+            self._watch_writing(now)
+        elif self._closes_at:
+            if now - self._closes_at > LINGER_SECONDS:
+                self._transport.abort()
+        elif self._current is None:
+            self._watch_reading(now)
+
+    def _watch_reading(self, now: float) -> None:
+        reader = self._reader
+        if reader.request is not None:
+            taken = now - reader.request.began
+            is_slow = taken > BODY_SLOW_AFTER_SECONDS and reader.size < taken * BYTES_PER_SECOND
+            if is_slow or now - self._last > BODY_IDLE_SECONDS:
+                self._refuse(Refusal(408, "request_too_slow"))
+        elif reader.in_head:
+            if now - reader.began > HEADER_SECONDS:
+                self._refuse(Refusal(408, "request_too_slow"))
+        elif now - self._last > KEEPALIVE_SECONDS:
+            self._transport.close()
+
+    def _watch_writing(self, now: float) -> None:
+        since, before = self._left_at
+        if now - since < WRITE_SECONDS:
+            return
+        left = self._transport.get_write_buffer_size()
+        if left > before - BYTES_PER_SECOND * (now - since):
+            self._transport.abort()
+            return
+        self._left_at = (now, left)
 
     def close_idle(self) -> None:
         """Close the connection unless a request is under way or already waits to be read."""
-        if self.in_request or self._head_timer is not None or self.transport is None:
+        is_busy = self._reader.in_head or self._reader.request or self._current or self._waiting
+        if self._transport is None or is_busy or self._is_writing or unread(self._descriptor()):
             return
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and _unread(sock.fileno()):
-            return
-        self.force_close()
+        self._transport.close()
 
     def abort(self) -> None:
         """End the connection at once."""
-        if self.transport is not None:
-            self.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
-    def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
-        self._head_timer = self._write_timer = None
-
-    def _too_slow(self) -> None:
-        self._head_timer = None
-        if self.transport is None:
+    def cut_off(self, response: Response) -> None:
+        """Answer past the event loop, which hangs; for another thread, just before the end."""
+        if self._current is None or self._status:
             return
-        response = self._answers.refuse(None, Refusal(408, "request_too_slow"))
-        body = response.body if isinstance(response.body, bytes) else b""
-        head = (
-            "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
-        self.force_close()
-
-    def _check_writing(self, before: Optional[int]) -> None:
-        if self.transport is None:
-            return
-        left = self.transport.get_write_buffer_size()
-        if before is not None and left > before - WRITE_BYTES_PER_SECOND * WRITE_CHECK_SECONDS:
-            self.abort()
-            return
-        self._write_timer = self._loop.call_later(WRITE_CHECK_SECONDS, self._check_writing, left)
-
-
-def _unread(descriptor: int) -> int:
-    """Count the bytes that have arrived and were not read yet."""
-    if descriptor < 0:
-        return 0
-    count: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0]
-    return count
-
-
-class Listener:
-    """Accepts on an inherited socket that stays open in other processes.
-
-    Stopping gives the connections that still come to those others; closing drops this
-    process's own copy and leaves theirs alone.
-    """
-
-    def __init__(self, sock: socket.socket, answer: Answer, answers: Answers) -> None:
-        self._socket = sock
-        self._answers = answers
-        self._server = web.Server(answer)
-        self._loop = asyncio.get_running_loop()
-        self._wanted = False
-        self._reading = False
-        self._open: Set[Connection] = set()
-        self._adopting: Set[asyncio.Task[None]] = set()
-        sock.setblocking(False)
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether new connections are taken, or will be as soon as there is room."""
-        return self._wanted
-
-    @property
-    def connections(self) -> int:
-        """How many connections are open."""
-        return len(self._open) + len(self._adopting)
-
-    def start(self) -> None:
-        """Begin to accept; already doing so is success."""
-        self._wanted = True
-        self._poll()
-
-    def stop(self) -> None:
-        """Stop accepting and keep the socket."""
-        self._wanted = False
-        self._poll()
-
-    def close(self) -> None:
-        """Stop accepting for good and close this process's copy of the socket."""
-        self.stop()
-        self._socket.close()
-
-    def close_idle(self) -> None:
-        """Close every connection that has no request under way."""
-        for connection in list(self._open):
-            connection.close_idle()
-
-    def abort(self) -> None:
-        """End every connection at once."""
-        for connection in list(self._open):
-            connection.abort()
-
-    async def finish(self) -> None:
-        """End every connection and wait for what ran on it."""
-        for task in list(self._adopting):
-            task.cancel()
-        self.abort()
-        await self._server.shutdown(_FINISH_SECONDS)
-
-    def _poll(self) -> None:
-        """Watch the socket while connections are wanted and there is room for them."""
-        wanted = self._wanted and self.connections < MAX_CONNECTIONS
-        if wanted and not self._reading:
-            self._loop.add_reader(self._socket.fileno(), self._accept)
-        elif self._reading and not wanted:
-            self._loop.remove_reader(self._socket.fileno())
-        self._reading = wanted
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            if not self._reading:
-                return
-            try:
-                accepted, _address = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # No descriptors or memory: the readable socket would wake us without end.
-                logger.error("cannot accept: %s", error.strerror)  # noqa: TRY400
-                self._loop.remove_reader(self._socket.fileno())
-                self._reading = False
-                self._loop.call_later(_RETRY_ACCEPT_SECONDS, self._changed)
-                return
-            task = self._loop.create_task(self._adopt(accepted))
-            self._adopting.add(task)
-            task.add_done_callback(self._adopting.discard)
-            self._poll()
-
-    def _changed(self) -> None:
-        if self._socket.fileno() >= 0:
-            self._poll()
-
-    async def _adopt(self, accepted: socket.socket) -> None:
-        accepted.setblocking(False)
+        head = self._heads.written(response, sum(map(len, response.pieces)), None)
         try:
-            await self._loop.connect_accepted_socket(self._connection, accepted)
+            os.write(self._descriptor(), b"".join((head, *response.pieces)))
         except OSError:
-            accepted.close()
+            logger.debug("a client could not be told of the end", exc_info=True)
 
-    def _connection(self) -> Connection:
-        return Connection(self._server, self._answers, joined=self._open.add, left=self._leave)
-
-    def _leave(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        self._changed()
+    def _descriptor(self) -> int:
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return -1 if sock is None else int(sock.fileno())

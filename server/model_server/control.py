@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable, Dict, Mapping, Protocol, Tuple
+import asyncio
+from typing import Any, Awaitable, Callable, Dict, Mapping, Optional, Protocol, Set, Tuple
 
 import orjson
-from aiohttp import web
 
 from metrics.instruments import CONTENT_TYPE
-from server.model_server.connections import Connection
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.refusals import Answers, Refusal, refusal_of
+from server.model_server.requests import Request, Response
+
+_BODY_LIMIT = 64 * 1024
 
 
 class Controlled(Protocol):
@@ -35,16 +37,20 @@ class Controlled(Protocol):
         """End the process."""
 
 
-_Handler = Callable[[], Awaitable[web.Response]]
+_Order = Callable[[], Awaitable[Response]]
 
 
 class ControlApplication:
     """Answers the service's orders."""
 
+    is_leaving = False
+    body_limit = _BODY_LIMIT
+
     def __init__(self, replica: Controlled, answers: Answers) -> None:
         self._replica = replica
         self._answers = answers
-        self._routes: Dict[Tuple[str, str], _Handler] = {
+        self._tasks: Set[asyncio.Task[None]] = set()
+        self._orders: Dict[Tuple[str, str], _Order] = {
             ("GET", "/state"): self._state,
             ("GET", "/metrics"): self._metrics,
             ("POST", "/ready"): self._ready,
@@ -53,58 +59,66 @@ class ControlApplication:
             ("POST", "/exit"): self._exit,
         }
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Carry out one order; a failure is answered with its code and parameters."""
-        connection = request.protocol
-        if isinstance(connection, Connection):
-            connection.request_started()
-        try:
-            response = await self._answered(request)
-            await response.prepare(request)
-            await response.write_eof()
-        finally:
-            if isinstance(connection, Connection):
-                connection.request_ended()
-        if (request.method, request.path) == ("POST", "/exit"):
-            self._replica.end()
-        return response
+    def head(self, request: Request) -> Optional[Response]:
+        """Take every request: unknown ones are answered when they are there."""
+        del request
+        return None
 
-    async def _answered(self, request: web.BaseRequest) -> web.Response:
-        handler = self._routes.get((request.method, request.path))
+    def handle(self, request: Request) -> None:
+        """Carry out one order; a failure is answered with its code and parameters."""
+        task = asyncio.get_running_loop().create_task(self._carry_out(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def finished(self, request: Request, status: Optional[int]) -> None:
+        """End the process once the order to do so has been answered."""
+        if status == 200 and (request.head.method, request.head.path) == ("POST", "/exit"):
+            self._replica.end()
+
+    def hold(self, size: int) -> bool:
+        """Take any body: orders have none that matters."""
+        return size <= _BODY_LIMIT
+
+    async def _carry_out(self, request: Request) -> None:
+        request.answer(await self._answered(request))
+
+    async def _answered(self, request: Request) -> Response:
+        order = self._orders.get((request.head.method, request.head.path))
         try:
-            if handler is None:
+            if order is None:
                 raise Refusal(404, "route_unknown")
-            return await handler()
+            return await order()
         except ModelFailure as failure:
             params = {"evidence": failure.evidence, **failure.params}
             status = 409 if failure.code == "replica_drained" else 503
-            return self._json({"code": failure.code, "params": params}, status=status)
+            return _json({"code": failure.code, "params": params}, status=status)
         except BadInputError as error:
-            return self._json({"code": error.code, "params": error.params}, status=503)
+            return _json({"code": error.code, "params": error.params}, status=503)
         except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
-            return self._answers.refuse(request, refusal_of(error))
+            return self._answers.refuse(request.head, refusal_of(error))
 
-    def _json(self, body: Mapping[str, Any], status: int = 200) -> web.Response:
-        return self._answers.json(orjson.dumps(body, default=str), status=status)
+    async def _state(self) -> Response:
+        return _json(self._replica.state())
 
-    async def _state(self) -> web.Response:
-        return self._json(self._replica.state())
-
-    async def _metrics(self) -> web.Response:
+    async def _metrics(self) -> Response:
         text = self._replica.metrics().encode()
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+        return Response(200, (text,), content_type=CONTENT_TYPE)
 
-    async def _ready(self) -> web.Response:
+    async def _ready(self) -> Response:
         await self._replica.warm_up()
-        return self._json({})
+        return _json({})
 
-    async def _accept(self) -> web.Response:
+    async def _accept(self) -> Response:
         self._replica.accept()
-        return self._json({})
+        return _json({})
 
-    async def _drain(self) -> web.Response:
+    async def _drain(self) -> Response:
         await self._replica.drain()
-        return self._json({})
+        return _json({})
 
-    async def _exit(self) -> web.Response:
-        return self._json({})
+    async def _exit(self) -> Response:
+        return _json({})
+
+
+def _json(body: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(status, (orjson.dumps(body, default=str),))

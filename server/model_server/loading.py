@@ -12,6 +12,7 @@ from server.model_server.failures import ModelFailure
 from server.model_server.protocol import signature_of
 from server.model_server.runtimes.base import Loaded, Runtime
 from server.model_server.runtimes.registry import create
+from server.model_server.scheduling import Plan, plan_of
 from server.model_server.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ def load_model(spec: ModelSpec) -> Tuple[Runtime, Loaded]:
         os.environ.setdefault(name, str(spec.threads))
     runtime = create(spec.kind)
     try:
-        loaded = runtime.load(spec.path, device=spec.device, threads=spec.threads)
+        threads = plan_for(spec, runtime).framework_threads
+        loaded = runtime.load(spec.path, device=spec.device, threads=threads)
     except ModelFailure:
         raise
     except MemoryError as error:
@@ -49,6 +51,16 @@ def load_model(spec: ModelSpec) -> Tuple[Runtime, Loaded]:
         runtime.adopt(proven)
         loaded = dataclasses.replace(loaded, signature=proven)
     return runtime, loaded
+
+
+def plan_for(spec: ModelSpec, runtime: Runtime) -> Plan:
+    """Choose how the predictions of a specification's model are run."""
+    return plan_of(
+        spec.passport,
+        threads=spec.threads,
+        is_concurrent=runtime.is_concurrent,
+        is_bounded=runtime.is_bounded,
+    )
 
 
 def _checked_device(spec: ModelSpec, loaded: Loaded) -> Loaded:

@@ -1,49 +1,163 @@
-"""The JSON bodies of Open Inference Protocol v2: read, checked, written; no HTTP here."""
+"""Requests and answers of Open Inference Protocol v2: read, checked, written; no HTTP here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import orjson
 
-from server.model_server import tensors
-from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server import binary, classification, tensors
+from server.model_server.failures import BadInputError
+from server.model_server.outputs import AnswerWriter, Form, Forms, Written
+from server.model_server.quick import QuickReader
+from server.model_server.runtimes.arrays import numpy_dtype
 from server.model_server.runtimes.base import Signature, TensorSpec
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """One prediction that was asked for: arrays by input name, in the model's order.
 
-    ``outputs`` narrows the answer; None means all of them.
+    ``outputs`` narrows the answer; None means all of them. ``forms`` says how they are to be
+    written; None means JSON.
     """
 
     inputs: Dict[str, Any]
     outputs: Optional[Tuple[str, ...]] = None
     id: Optional[str] = None
+    forms: Optional[Forms] = None
 
 
-def parse_infer(body: bytes, signature: Signature, *, takes_fp64: bool = False) -> InferRequest:
-    """Read the body of an inference request.
+class InferCodec:
+    """Reads requests for one model and writes its answers.
 
     ``takes_fp64`` accepts FP64 for every numeric input, whatever width the model declares.
-
-    Raises:
-        BadInputError: the body is no JSON, or does not fit the protocol or the model.
+    Made once per model; for one thread.
     """
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInputError("request_not_json", line=error.lineno, column=error.colno) from None
-    if not isinstance(request, dict):
-        raise _malformed("request", "object", request)
-    return InferRequest(
-        inputs=_inputs(request, signature, takes_fp64),
-        outputs=_outputs(request, signature),
-        id=_optional(request, "id", str, "string"),
-    )
+
+    def __init__(self, signature: Signature, *, takes_fp64: bool, model_version: str) -> None:
+        self._inputs = {spec.name: spec for spec in signature.inputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._also = {
+            spec.name: ("FP64",) if takes_fp64 and tensors.is_numeric(spec.datatype) else ()
+            for spec in signature.inputs
+        }
+        self._quick = QuickReader(signature, takes_fp64=takes_fp64)
+        self._writer = AnswerWriter(signature, model_version)
+
+    def parse(self, body: bytes, header_length: Optional[int] = None) -> InferRequest:
+        """Read the body of a request: JSON, and tensors behind it if ``header_length`` is given.
+
+        That is the length of the JSON in bytes.
+
+        Raises:
+            BadInputError: the body does not fit the protocol or the model.
+        """
+        if header_length is None:
+            found = self._quick.read(body)
+            if found is not None:
+                inputs, others = found
+                return self._asked(inputs, others) if others else InferRequest(inputs)
+        data = memoryview(body)
+        length = len(data) if header_length is None else header_length
+        if not 0 <= length <= len(data):
+            raise BadInputError("binary_header_length", found=length, size=len(data))
+        try:
+            request = orjson.loads(data[:length])
+        except orjson.JSONDecodeError as error:
+            raise BadInputError("request_not_json", line=error.lineno, column=error.colno) from None
+        if not isinstance(request, dict):
+            raise _malformed("request", "object", request)
+        return self._asked(self._read_inputs(request, data[length:]), request)
+
+    def render(self, asked: InferRequest, answer: Mapping[str, Any], model_name: str) -> Written:
+        """Write the body of an answer; outputs stand in the order asked for, else the model's.
+
+        Raises:
+            ModelFailure: the model's answer cannot be carried as was asked.
+            BadInputError: ``classification_unsupported``.
+        """
+        return self._writer.write(answer, model_name, asked.id, asked.outputs, asked.forms)
+
+    # ── inputs
+
+    def _read_inputs(self, request: Mapping[str, Any], data: memoryview) -> Dict[str, Any]:
+        """Read tensors from the JSON and from the bytes behind it, in the request's order."""
+        given = self._named_inputs(request)
+        found: Dict[str, Any] = {}
+        for name, tensor in given.items():
+            spec = self._inputs[name]
+            parameters = _parameters(tensor, f"inputs[{name}].parameters")
+            _refuse_shared_memory(name, parameters)
+            size = parameters.get("binary_data_size")
+            if size is None:
+                content_type = str(parameters.get("content_type", ""))
+                found[name] = tensors.decode(
+                    tensor, spec, also=self._also[name], content_type=content_type
+                )
+                continue
+            _check_size(name, tensor, size, len(data))
+            datatype, shape = tensors.declared(tensor, spec, also=self._also[name])
+            found[name] = binary.decode(data[:size], spec, datatype, shape)
+            data = data[size:]
+        if data:
+            raise BadInputError("binary_data_left_over", size=len(data))
+        return {name: found[name] for name in self._inputs}
+
+    def _named_inputs(self, request: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
+        if not isinstance(request.get("inputs"), list):
+            raise _malformed("inputs", "array", request.get("inputs"))
+        given: Dict[str, Dict[str, Any]] = {}
+        for entry in _named(request, "inputs"):
+            name = entry["name"]
+            if name not in self._inputs:
+                raise BadInputError("tensor_unknown", tensor=name, expected=_names(self._inputs))
+            if name in given:
+                raise BadInputError("tensor_repeated", tensor=name)
+            given[name] = entry
+        for name, spec in self._inputs.items():
+            if name not in given:
+                raise BadInputError(
+                    "tensor_missing",
+                    tensor=name,
+                    datatype=spec.datatype,
+                    shape=tensors.shape_text(spec.shape),
+                )
+        return given
+
+    # ── what is asked for
+
+    def _asked(self, inputs: Dict[str, Any], request: Mapping[str, Any]) -> InferRequest:
+        request_id = _optional(request, "id", str, "string")
+        parameters = _optional(request, "parameters", dict, "object") or {}
+        usual = Form(bool(_flag(parameters, "binary_data_output", "parameters")))
+        outputs, forms = self._asked_outputs(request, usual)
+        if forms or usual.is_binary:
+            return InferRequest(inputs, outputs, request_id, Forms(usual, forms))
+        return InferRequest(inputs, outputs, request_id)
+
+    def _asked_outputs(
+        self, request: Mapping[str, Any], usual: Form
+    ) -> Tuple[Optional[Tuple[str, ...]], Dict[str, Form]]:
+        # An empty list asks for everything, as no list does.
+        if not _optional(request, "outputs", list, "array"):
+            return None, {}
+        forms: Dict[str, Form] = {}
+        names: Dict[str, None] = {}
+        for entry in _named(request, "outputs"):
+            name = entry["name"]
+            if name not in self._outputs:
+                raise BadInputError("output_unknown", tensor=name, expected=_names(self._outputs))
+            if name in names:
+                raise BadInputError("output_repeated", tensor=name)
+            names[name] = None
+            if entry.get("parameters") is not None:
+                form = _form(entry, usual)
+                if form.classes:
+                    classification.check(self._outputs[name])
+                if form != usual:
+                    forms[name] = form
+        return tuple(names), forms
 
 
 def warm_up(
@@ -66,36 +180,10 @@ def warm_up(
         if "fill" in tensor:
             inputs[spec.name] = _filled(tensor)
         else:
-            inputs[spec.name] = _decoded(tensor, spec, takes_fp64)
+            also = ("FP64",) if takes_fp64 and tensors.is_numeric(spec.datatype) else ()
+            content_type = str((tensor.get("parameters") or {}).get("content_type", ""))
+            inputs[spec.name] = tensors.decode(tensor, spec, also=also, content_type=content_type)
     return InferRequest(inputs=inputs)
-
-
-def render_infer(
-    request: InferRequest,
-    answer: Mapping[str, Any],
-    signature: Signature,
-    *,
-    model_name: str,
-    model_version: str,
-) -> bytes:
-    """Write the body of an answer; outputs stand in the order asked for, else the model's.
-
-    Raises:
-        ModelFailure: the model's answer cannot be carried in JSON.
-    """
-    names = request.outputs
-    if names is None:
-        names = tuple(spec.name for spec in signature.outputs) or tuple(answer)
-    written = []
-    for name in names:
-        if name not in answer:
-            raise ModelFailure("output_missing", tensor=name)
-        written.append(tensors.encode(name, answer[name]))
-    body: Dict[str, Any] = {"model_name": model_name, "model_version": model_version}
-    if request.id is not None:
-        body["id"] = request.id
-    body["outputs"] = written
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def metadata(
@@ -139,7 +227,7 @@ def _described(spec: TensorSpec) -> Dict[str, Any]:
 
 
 def _filled(tensor: Mapping[str, Any]) -> Any:
-    dtype = tensors.numpy_dtype(tensor["datatype"])
+    dtype = numpy_dtype(tensor["datatype"])
     fill = tensor["fill"]
     if dtype.kind == "O":
         fill = fill.encode() if isinstance(fill, str) else b""
@@ -176,61 +264,44 @@ def _parameters(entry: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _malformed(f"{field}[{entry['name']}].parameters", "object", value)
+        raise _malformed(field, "object", value)
     return value
 
 
-def _names(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(spec.name for spec in specs)
+def _flag(parameters: Mapping[str, Any], name: str, field: str) -> Optional[bool]:
+    value = parameters.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _malformed(f"{field}.{name}", "true, false", value)
+    return value
 
 
-def _inputs(request: Mapping[str, Any], signature: Signature, takes_fp64: bool) -> Dict[str, Any]:
-    if not isinstance(request.get("inputs"), list):
-        raise _malformed("inputs", "array", request.get("inputs"))
-    specs = {spec.name: spec for spec in signature.inputs}
-    given: Dict[str, Dict[str, Any]] = {}
-    for entry in _named(request, "inputs"):
-        name = entry["name"]
-        if name not in specs:
-            raise BadInputError("tensor_unknown", tensor=name, expected=_names(signature.inputs))
-        if name in given:
-            raise BadInputError("tensor_repeated", tensor=name)
-        given[name] = entry
-    for spec in signature.inputs:
-        if spec.name not in given:
-            raise BadInputError(
-                "tensor_missing",
-                tensor=spec.name,
-                datatype=spec.datatype,
-                shape=tensors.shape_text(spec.shape),
-            )
-    return {name: _decoded(given[name], spec, takes_fp64) for name, spec in specs.items()}
+def _form(entry: Mapping[str, Any], usual: Form) -> Form:
+    field = f"outputs[{entry['name']}].parameters"
+    parameters = _parameters(entry, field)
+    _refuse_shared_memory(entry["name"], parameters)
+    is_binary = _flag(parameters, "binary_data", field)
+    classes = parameters.get("classification")
+    if classes is None:
+        classes = 0
+    elif type(classes) is not int or classes < 1:
+        raise _malformed(f"{field}.classification", "1, 2, 3", classes)
+    return Form(usual.is_binary if is_binary is None else is_binary, classes)
 
 
-def _decoded(tensor: Dict[str, Any], spec: TensorSpec, takes_fp64: bool) -> Any:
-    parameters = _parameters(tensor, "inputs")
-    if "binary_data_size" in parameters:
-        raise BadInputError("binary_tensors_unsupported")
-    return tensors.decode(
-        tensor,
-        spec,
-        also=("FP64",) if takes_fp64 and tensors.is_numeric(spec.datatype) else (),
-        content_type=str(parameters.get("content_type", "")),
-    )
+def _refuse_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what would be answered elsewhere than where the caller looks for it."""
+    if "shared_memory_region" in parameters:
+        raise BadInputError("shared_memory_unsupported", tensor=name)
 
 
-def _outputs(request: Mapping[str, Any], signature: Signature) -> Optional[Tuple[str, ...]]:
-    # An empty list asks for everything, as no list does.
-    if not _optional(request, "outputs", list, "array"):
-        return None
-    known = {spec.name for spec in signature.outputs}
-    names: List[str] = []
-    for entry in _named(request, "outputs"):
-        name = entry["name"]
-        if name not in known:
-            raise BadInputError("output_unknown", tensor=name, expected=_names(signature.outputs))
-        if name in names:
-            raise BadInputError("output_repeated", tensor=name)
-        _parameters(entry, "outputs")
-        names.append(name)
-    return tuple(names)
+def _check_size(name: str, tensor: Mapping[str, Any], size: Any, left: int) -> None:
+    if type(size) is not int or size < 0:
+        raise _malformed(f"inputs[{name}].parameters.binary_data_size", "0, 1, 2", size)
+    if "data" in tensor:
+        raise BadInputError("binary_data_twice", tensor=name)
+    if size > left:
+        raise BadInputError("binary_data_missing", tensor=name, expected=size, found=left)
+
+
+def _names(specs: Mapping[str, TensorSpec]) -> str:
+    return ", ".join(specs)

@@ -13,9 +13,11 @@ from typing import Any, Callable, Dict, List
 import numpy as np
 
 from server.model_server import tensors
+from server.model_server.batch_proof import prove_batching
 from server.model_server.evidence import one_line
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.loading import load_model
+from server.model_server.runtimes.arrays import are_finite, is_float
 from server.model_server.runtimes.base import Runtime, Signature, TensorSpec
 from server.model_server.smoke import Proof, measure, smoke_test
 from server.model_server.spec import ModelSpec
@@ -74,6 +76,8 @@ def _prove(spec: ModelSpec, emit: Emit) -> Dict[str, Any]:
         "signature": _signature(proof.signature),
         "load_seconds": seconds,
         "latency_ms": latency,
+        "measured_elements": sum(array.size for array in proof.inputs.values()),
+        "batching": prove_batching(runtime, proof.signature, proof.inputs),
         "warmup": _warm_up(runtime, proof),
         "warnings": list(loaded.warnings),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -134,7 +138,7 @@ def _answers(runtime: Runtime, inputs: Dict[str, Any]) -> bool:
     except Exception:  # noqa: BLE001 - a model can raise whatever it likes
         return False
     return all(
-        array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in answers.values()
+        not is_float(array.dtype) or bool(are_finite(array).all()) for array in answers.values()
     )
 
 
@@ -145,9 +149,9 @@ def _filled(spec: TensorSpec, array: Any, fill: int) -> Dict[str, Any]:
 
 
 def _written(name: str, array: Any) -> Dict[str, Any]:
-    if array.dtype.kind == "f":
+    if is_float(array.dtype):
         # A sample may hold NaN for a missing value; JSON has no such number.
-        array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+        array = np.where(are_finite(array), array, array.dtype.type(0))
     tensor = tensors.encode(name, array)
     data = tensor["data"]
     return {**tensor, "data": data if isinstance(data, list) else data.tolist()}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Mapping, Optional
 
 import orjson
-from aiohttp import web
 
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.messages import Messages
+from server.model_server.requests import Head, Response
 
 logger = logging.getLogger(__name__)
 
-SERVER = "persephone"
 REQUEST_ID = "X-Request-Id"
 
 _STATUSES = {
@@ -24,6 +23,8 @@ _STATUSES = {
     "output_datatype_unsupported": 500,
     # The prediction was made; what cannot be had is its form in JSON.
     "output_not_finite": 422,
+    "content_encoding_unsupported": 415,
+    "request_too_large": 413,
     "replica_loading": 503,
     "model_out_of_memory": 503,
     "replica_overloaded": 503,
@@ -52,7 +53,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, BadInputError):
-        return Refusal(400, error.code, **error.params)
+        return Refusal(_STATUSES.get(error.code, 400), error.code, **error.params)
     if isinstance(error, ModelFailure):
         headers = {}
         status = _STATUSES.get(error.code, 500)
@@ -67,40 +68,32 @@ def refusal_of(error: Exception) -> Refusal:
     return Refusal(500, "internal_error")
 
 
-def given_id(request: web.BaseRequest) -> Optional[str]:
+def given_id(head: Head) -> Optional[str]:
     """Return the id that the caller gave its request, if it is one."""
-    given = request.headers.get(REQUEST_ID)
+    given = head.header(b"x-request-id")
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
 class Answers:
-    """Makes the responses of one process."""
+    """Makes the error responses of one process."""
 
     def __init__(self, messages: Messages) -> None:
         self._messages = messages
 
-    def json(
-        self, body: bytes, *, status: int = 200, headers: Optional[Mapping[str, str]] = None
-    ) -> web.Response:
-        """Answer with a body that is JSON already."""
-        merged: Dict[str, str] = {"Content-Type": "application/json", "Server": SERVER}
-        merged.update(headers or {})
-        return web.Response(status=status, body=body, headers=merged)
-
-    def refuse(self, request: Optional[web.BaseRequest], refusal: Refusal) -> web.Response:
+    def refuse(self, head: Optional[Head], refusal: Refusal) -> Response:
         """Answer with an error in the reader's language.
 
-        ``request`` is None where no head could be read.
+        ``head`` is None where none could be read.
         """
         language = None
         request_id = secrets.token_hex(8)
-        if request is not None:
-            language = request.headers.get("Accept-Language")
-            request_id = given_id(request) or request_id
+        if head is not None:
+            language = head.header(b"accept-language")
+            request_id = given_id(head) or request_id
         text = self._messages.text(refusal.code, refusal.params, language)
         body = {"error": text, "message": text, "code": refusal.code, "requestId": request_id}
-        return self.json(
-            orjson.dumps(body),
-            status=refusal.status,
+        return Response(
+            refusal.status,
+            (orjson.dumps(body),),
             headers={REQUEST_ID: request_id, **refusal.headers},
         )

@@ -19,7 +19,13 @@ import orjson
 from server.model_server import tensors
 from server.model_server.evidence import one_line, scrub
 from server.model_server.failures import BadInputError, ModelFailure
-from server.model_server.runtimes.arrays import DATATYPES, NUMPY_NAMES, encode_text
+from server.model_server.runtimes.arrays import (
+    DATATYPES,
+    FLOATS,
+    encode_text,
+    is_float,
+    numpy_dtype,
+)
 from server.model_server.runtimes.base import Signature, TensorSpec
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -109,17 +115,17 @@ def _fitted(array: Any, spec: TensorSpec, *, shapes_bind: bool) -> Any:
     found = DATATYPES.get(array.dtype.name)
     if found is None:
         raise _misfit(spec, spec.datatype, "BYTES" if array.dtype.kind in "OSU" else "?")
-    if spec.shape is None and (array.dtype.kind != "f" or not spec.datatype.startswith("FP")):
+    if spec.shape is None and not (is_float(array.dtype) and spec.datatype in FLOATS):
         # Nothing but the sample says what the model wants.
         return np.ascontiguousarray(array)
     return _converted(array, spec, found)
 
 
 def _converted(array: Any, spec: TensorSpec, found: str) -> Any:
-    wanted = np.dtype(NUMPY_NAMES[spec.datatype])
+    wanted = numpy_dtype(spec.datatype)
     with np.errstate(all="ignore"):
         converted = np.array(array, dtype=wanted, order="C")
-    both_float = wanted.kind == "f" and array.dtype.kind == "f"
+    both_float = is_float(wanted) and is_float(array.dtype)
     if not both_float and not np.array_equal(converted, array):
         raise _misfit(spec, spec.datatype, found)
     return converted

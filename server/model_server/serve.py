@@ -17,16 +17,19 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import uvloop
+
 from metrics.instruments import InferenceInstruments
-from server.model_server import protocol
+from server.model_server import loading, protocol
 from server.model_server.app import Application, Served
 from server.model_server.batching import GRACE_SECONDS, Batcher
-from server.model_server.connections import Listener
 from server.model_server.control import ControlApplication
 from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.listener import Listener
 from server.model_server.messages import Messages
-from server.model_server.refusals import Answers
+from server.model_server.refusals import Answers, refusal_of
 from server.model_server.runtimes.base import Loaded, Runtime
+from server.model_server.sharing import Share
 from server.model_server.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Replica:
         shared: socket.socket,
         control: socket.socket,
         messages: Messages,
+        share: Optional[Share] = None,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._spec = spec
@@ -65,6 +69,7 @@ class Replica:
         self._answers = Answers(messages)
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._shared_socket = shared
+        self._share = share
         self._shared: Optional[Listener] = None
         self._accepts = False
         self._application: Optional[Application] = None
@@ -77,10 +82,9 @@ class Replica:
             on_stuck=self._poll,
             on_recovered=self._poll,
             on_lost=self._lost,
+            on_wedged=self._wedged,
         )
-        self._control = Listener(
-            control, ControlApplication(self, self._answers).answer, self._answers
-        )
+        self._control = Listener(control, ControlApplication(self, self._answers), self._answers)
         self._control.start()
 
     async def open(self) -> None:
@@ -89,7 +93,7 @@ class Replica:
         Raises:
             ModelFailure: the model cannot be loaded.
         """
-        loaded = await self._batcher.load(self._load)
+        loaded = await self._batcher.load(self._load, partial(loading.plan_for, self._spec))
         self._served = Served(
             spec=self._spec,
             signature=loaded.signature,
@@ -104,7 +108,7 @@ class Replica:
             ),
         )
         self._application = Application(self._served, self._answers)
-        self._shared = Listener(self._shared_socket, self._application.answer, self._answers)
+        self._shared = Listener(self._shared_socket, self._application, self._answers, self._share)
         # What was made while loading stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -141,13 +145,10 @@ class Replica:
         given = self._spec.passport.get("warmup", {}).get("inputs", [])
         asked = protocol.warm_up(given, served.signature, takes_fp64=served.takes_fp64)
         answer = await self._batcher.predict(asked.inputs)
-        protocol.render_infer(
-            asked,
-            answer,
-            served.signature,
-            model_name=self._spec.run_id,
-            model_version=self._spec.version,
+        codec = protocol.InferCodec(
+            served.signature, takes_fp64=served.takes_fp64, model_version=self._spec.version
         )
+        codec.render(asked, answer, self._spec.run_id)
 
     def accept(self) -> None:
         """Start accepting on the shared socket; already doing so is success.
@@ -237,20 +238,43 @@ class Replica:
             await self._close_connections(_LOST_SECONDS)
         self.end(EXIT_STUCK)
 
+    def _wedged(self) -> None:
+        """Answer what hangs in the event loop, from another thread, and end the process."""
+        seconds = f"{self._spec.predict_seconds:g}"
+        refusal = refusal_of(ModelFailure("prediction_timed_out", seconds=seconds))
+        response = self._answers.refuse(None, refusal)
+        if self._shared is not None:
+            for connection in list(self._shared.open_connections):
+                connection.cut_off(response)
+        os._exit(EXIT_STUCK)
 
-def run(spec: ModelSpec, *, shared: socket.socket, control: socket.socket, emit: Emit) -> int:
-    """Serve one model until told to end; return the exit code."""
-    from server.model_server.loading import load_model
 
-    load: Load = partial(load_model, spec)
-    loop = _new_loop()
-    return loop.run_until_complete(_run(spec, load, shared, control, emit))
-
-
-async def _run(
-    spec: ModelSpec, load: Load, shared: socket.socket, control: socket.socket, emit: Emit
+def run(
+    spec: ModelSpec,
+    *,
+    shared: socket.socket,
+    control: socket.socket,
+    emit: Emit,
+    share: Optional[Share] = None,
 ) -> int:
-    replica = Replica(spec, load=load, shared=shared, control=control, messages=Messages())
+    """Serve one model until told to end; return the exit code."""
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+
+    def replica() -> Replica:
+        return Replica(
+            spec,
+            load=partial(loading.load_model, spec),
+            shared=shared,
+            control=control,
+            messages=Messages(),
+            share=share,
+        )
+
+    return loop.run_until_complete(_run(replica, emit))
+
+
+async def _run(make: Callable[[], Replica], emit: Emit) -> int:
+    replica = make()
     _end_on_signal(replica)
     opening = asyncio.ensure_future(replica.open())
     waiting = asyncio.ensure_future(replica.wait())
@@ -287,12 +311,3 @@ def _end_on_signal(replica: Replica) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop

@@ -13,7 +13,7 @@ import numpy as np
 from server.model_server import tensors
 from server.model_server.evidence import one_line, scrub
 from server.model_server.failures import BadInputError, ModelFailure
-from server.model_server.runtimes.arrays import NUMPY_NAMES
+from server.model_server.runtimes.arrays import are_finite, is_float, numpy_dtype
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
 from server.model_server.samples import fits, read_sample
 
@@ -116,11 +116,11 @@ def _made(source: str, spec: TensorSpec, shape: Tuple[int, ...]) -> Any:
     if spec.datatype == "BYTES":
         text = {"zeros": b"0", "ones": b"1", "small": b"text"}[source]
         return np.full(shape, text, dtype=object)
-    dtype = np.dtype(NUMPY_NAMES[spec.datatype])
+    dtype = numpy_dtype(spec.datatype)
     if source != "small":
         return np.full(shape, 0 if source == "zeros" else 1, dtype=dtype)
     places = np.arange(int(np.prod(shape))).reshape(shape)
-    small = (places % 7 + 1) / 10.0 if dtype.kind == "f" else places % 2
+    small = (places % 7 + 1) / 10.0 if is_float(dtype) else places % 2
     return small.astype(dtype)
 
 
@@ -144,7 +144,7 @@ def _ask(
 
 def _good(answers: Mapping[str, Any], signature: Signature, search: _Search) -> bool:
     for name, array in answers.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if is_float(array.dtype) and not are_finite(array).all():
             search.not_finite = search.not_finite or scrub(
                 f"{name}: {'NaN' if np.isnan(array).any() else 'infinity'}"
             )

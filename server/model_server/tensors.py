@@ -8,20 +8,22 @@ import math
 from itertools import chain
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import ml_dtypes
 import numpy as np
 
 from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.runtimes.arrays import (
+    DATATYPES,
+    FLOATS,
+    INTEGERS,
+    are_finite,
+    numpy_dtype,
+)
 from server.model_server.runtimes.base import TensorSpec
 
 BASE64 = "base64"
 """``content_type`` of a BYTES tensor whose elements are base64, since they are no UTF-8."""
 
-_INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
-_FLOATS = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
-_NUMPY = {name: name.lower() for name in _INTEGERS}
-_NUMPY.update(_FLOATS)
-_NUMPY["BOOL"] = "bool"
-_DATATYPES = {dtype: name for name, dtype in _NUMPY.items()}
 _MAX_RANK = 32
 _MAX_DIMENSION = 2**31 - 1
 
@@ -46,14 +48,9 @@ def shape_text(shape: Optional[Sequence[int]]) -> str:
     return "[...]" if shape is None else str(list(shape))
 
 
-def numpy_dtype(datatype: str) -> Any:
-    """Return the numpy type of a datatype; text and unknown types are objects."""
-    return np.dtype(_NUMPY.get(datatype, "object"))
-
-
 def is_numeric(datatype: str) -> bool:
     """Whether the elements of a datatype are numbers."""
-    return datatype in _FLOATS or datatype in _INTEGERS
+    return datatype in FLOATS or datatype in INTEGERS
 
 
 def decode(
@@ -67,24 +64,43 @@ def decode(
     Raises:
         BadInputError: names the tensor, what was expected and what came.
     """
-    datatype = _checked_datatype(tensor, spec, also)
-    shape = _checked_shape(tensor, spec)
+    datatype, shape = declared(tensor, spec, also=also)
     flat = _flat(tensor, spec.name, shape)
     if datatype == "BOOL":
         _check_types(flat, {bool}, "true, false", spec.name, datatype)
         array = np.array(flat, dtype=bool)
-    elif datatype in _FLOATS:
+    elif datatype in FLOATS:
         array = _floats(flat, spec.name, datatype)
-    elif datatype in _INTEGERS:
+    elif datatype in INTEGERS:
         array = _integers(flat, spec.name, datatype)
     elif datatype == "BYTES":
         array = _bytes(flat, spec.name, content_type)
     else:
         raise BadInputError("tensor_datatype_not_json", tensor=spec.name, datatype=datatype)
+    return reshaped(array, spec, shape)
+
+
+def reshaped(array: Any, spec: TensorSpec, shape: Tuple[int, ...]) -> Any:
+    """Give a flat array its shape.
+
+    Raises:
+        BadInputError: ``tensor_shape`` for one of no elements that numpy cannot have.
+    """
     try:
         return array.reshape(shape)
     except ValueError:
         raise _shape_error(spec, shape) from None
+
+
+def declared(
+    tensor: Dict[str, Any], spec: TensorSpec, *, also: Sequence[str] = ()
+) -> Tuple[str, Tuple[int, ...]]:
+    """Return the datatype and the shape of an input of a request, if they fit the model.
+
+    Raises:
+        BadInputError: ``field_malformed``, ``tensor_datatype`` or ``tensor_shape``.
+    """
+    return _checked_datatype(tensor, spec, also), _checked_shape(tensor, spec)
 
 
 def _checked_datatype(tensor: Dict[str, Any], spec: TensorSpec, also: Sequence[str]) -> str:
@@ -123,15 +139,14 @@ def _checked_shape(tensor: Dict[str, Any], spec: TensorSpec) -> Tuple[int, ...]:
             expected=shape_text(spec.shape),
             found=json_name(shape),
         )
-    if len(shape) > _MAX_RANK or not all(
-        type(size) is int and 0 <= size <= _MAX_DIMENSION for size in shape
-    ):
+    sizes = spec.shape
+    if sizes is None:
+        sizes = (-1,) * min(len(shape), _MAX_RANK)
+    if len(shape) != len(sizes):
         raise _shape_error(spec, shape)
-    if spec.shape is not None and (
-        len(shape) != len(spec.shape)
-        or any(want not in (-1, size) for want, size in zip(spec.shape, shape))
-    ):
-        raise _shape_error(spec, shape)
+    for wanted, size in zip(sizes, shape):
+        if type(size) is not int or wanted not in (size, -1) or not 0 <= size <= _MAX_DIMENSION:
+            raise _shape_error(spec, shape)
     return tuple(shape)
 
 
@@ -191,10 +206,14 @@ def _check_types(flat: List[Any], allowed: Any, expected: str, name: str, dataty
 
 
 def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
-    limits: Any = np.finfo(_NUMPY[datatype]) if datatype in _FLOATS else np.iinfo(_NUMPY[datatype])
-    low, high = limits.min, limits.max
-    if datatype in _FLOATS:
-        low, high = f"{low:.6g}", f"{high:.6g}"
+    low: Any
+    high: Any
+    if datatype in FLOATS:
+        limits = ml_dtypes.finfo(numpy_dtype(datatype))
+        low, high = f"{float(limits.min):.6g}", f"{float(limits.max):.6g}"
+    else:
+        whole = np.iinfo(numpy_dtype(datatype))
+        low, high = whole.min, whole.max
     return BadInputError(
         "tensor_range", tensor=name, datatype=datatype, low=low, high=high, found=found
     )
@@ -206,8 +225,8 @@ def _floats(flat: List[Any], name: str, datatype: str) -> Any:
     if datatype == "FP64":
         return wide
     with np.errstate(over="ignore", under="ignore"):
-        array = wide.astype(_NUMPY[datatype])
-    finite = np.isfinite(array)
+        array = wide.astype(numpy_dtype(datatype))
+    finite = are_finite(array)
     if not finite.all():
         raise _range_error(name, datatype, flat[int(np.argmin(finite))])
     return array
@@ -220,12 +239,12 @@ def _integers(flat: List[Any], name: str, datatype: str) -> Any:
         if huge:
             raise _range_error(name, datatype, huge[0])
     _check_types(flat, {int}, "1, 2, 3", name, datatype)
-    limits = np.iinfo(_NUMPY[datatype])
+    limits = np.iinfo(numpy_dtype(datatype))
     if flat:
         for extreme in (min(flat), max(flat)):
             if not limits.min <= extreme <= limits.max:
                 raise _range_error(name, datatype, extreme)
-    return np.array(flat, dtype=_NUMPY[datatype])
+    return np.array(flat, dtype=numpy_dtype(datatype))
 
 
 def _bytes(flat: List[Any], name: str, content_type: str) -> Any:
@@ -255,20 +274,21 @@ def encode(name: str, value: Any) -> Dict[str, Any]:
         return _encode_text(name, array.ravel(), shape)
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
-    datatype = _DATATYPES.get(array.dtype.name)
+    datatype = DATATYPES.get(array.dtype.name)
     if datatype is None:
         raise ModelFailure("output_datatype_unsupported", tensor=name, found=str(array.dtype))
-    if datatype in _FLOATS and not np.isfinite(array).all():
+    if datatype in FLOATS and not are_finite(array).all():
         raise ModelFailure("output_not_finite", tensor=name)
     # A half has no writer of its own, and every half is a float exactly.
-    wanted = np.dtype("float32") if datatype == "FP16" else array.dtype.newbyteorder("=")
+    is_half = datatype in {"FP16", "BF16"}
+    wanted = np.dtype("float32") if is_half else array.dtype.newbyteorder("=")
     flat = np.ascontiguousarray(array.ravel().astype(wanted, copy=False))
     return {"name": name, "datatype": datatype, "shape": shape, "data": flat}
 
 
 def _encode_text(name: str, flat: Any, shape: List[int]) -> Dict[str, Any]:
     tensor: Dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": shape}
-    raw = [_as_bytes(item, name) for item in flat.tolist()]
+    raw = [as_bytes(item, name) for item in flat.tolist()]
     try:
         tensor["data"] = [item.decode() for item in raw]
     except UnicodeDecodeError:
@@ -277,7 +297,12 @@ def _encode_text(name: str, flat: Any, shape: List[int]) -> Dict[str, Any]:
     return tensor
 
 
-def _as_bytes(item: Any, name: str) -> bytes:
+def as_bytes(item: Any, name: str) -> bytes:
+    """Return an element of a text output as bytes.
+
+    Raises:
+        ModelFailure: ``output_datatype_unsupported``.
+    """
     if isinstance(item, bytes):
         return item
     if isinstance(item, str):

@@ -101,7 +101,7 @@ def raised_statuses() -> Iterator[tuple[str, int]]:
         if name in classes and values and isinstance(values[0], str):
             yield values[0], classes[name]
         elif name == "BadInputError" and values:
-            yield str(values[0]), 400
+            yield str(values[0]), refusals._STATUSES.get(str(values[0]), 400)
         elif name == "Refusal" and len(values) > 1:
             yield str(values[1]), int(values[0])
     yield from refusals._STATUSES.items()

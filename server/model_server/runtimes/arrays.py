@@ -5,7 +5,11 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any, Dict, Iterable, Optional, Tuple
 
+import ml_dtypes
 import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+"""numpy has no such type of its own; it takes this one for one of unknown kind."""
 
 DATATYPES: Dict[str, str] = {
     "bool": "BOOL",
@@ -20,10 +24,34 @@ DATATYPES: Dict[str, str] = {
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
+    "bfloat16": "BF16",
 }
 """Open Inference Protocol name by numpy name; text is BYTES."""
 
 NUMPY_NAMES: Dict[str, str] = {protocol: name for name, protocol in DATATYPES.items()}
+
+_BFLOAT16_EXPONENT = 0x7F80
+
+FLOATS = ("FP16", "BF16", "FP32", "FP64")
+INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+
+
+def numpy_dtype(datatype: str) -> Any:
+    """Return the numpy type of a datatype; text and unknown types are objects."""
+    return BFLOAT16 if datatype == "BF16" else np.dtype(NUMPY_NAMES.get(datatype, "object"))
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether elements of a numpy type can be fractions, NaN or infinite."""
+    return bool(dtype.kind == "f" or dtype == BFLOAT16)
+
+
+def are_finite(array: Any) -> Any:
+    """Tell which elements of an array of floats are neither NaN nor infinite."""
+    if array.dtype != BFLOAT16:
+        return np.isfinite(array)
+    # The foreign type's own test warns of NaNs of one kind.
+    return array.view(np.uint16) & _BFLOAT16_EXPONENT != _BFLOAT16_EXPONENT
 
 
 def datatype_of(array: Any) -> Optional[str]:

@@ -44,12 +44,16 @@ class Loaded:
 
 
 class Runtime(ABC):
-    """Runs one model. Blocking on purpose; called from one thread at a time.
+    """Runs one model. Blocking on purpose; called from one thread at a time if not concurrent.
 
     A tensor is a numpy array; text (BYTES) is an object array of ``bytes``.
     """
 
     kind: ClassVar[str]
+    is_concurrent: ClassVar[bool] = False
+    """Whether ``predict`` may run in several threads at once, each with one of its own."""
+    is_bounded: bool = False
+    """Whether the time of a prediction follows from the sizes of its inputs alone."""
 
     @abstractmethod
     def load(self, path: str, *, device: str, threads: int) -> Loaded:

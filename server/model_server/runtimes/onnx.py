@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import mmap
 import re
+from pathlib import Path
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from server.model_server.evidence import scrub
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.runtimes.arrays import (
+    BFLOAT16,
     batched,
     datatype_of,
     decode_text,
@@ -25,6 +29,7 @@ _TENSOR = re.compile(r"^tensor\((\w+)\)$")
 _ZIPMAP = re.compile(r"^seq\(map\((?:int64|string),tensor\((float|double)\)\)\)$")
 _DATATYPES = {
     "float16": "FP16",
+    "bfloat16": "BF16",
     "float": "FP32",
     "double": "FP64",
     "int8": "INT8",
@@ -38,6 +43,9 @@ _DATATYPES = {
     "bool": "BOOL",
     "string": "BYTES",
 }
+
+_ONNX_BFLOAT16 = 16
+"""The number of this type in the ONNX standard."""
 
 _CAUSES: Tuple[Tuple[str, str], ...] = (
     ("onnx_opset_too_new", r"Unsupported model IR version"),
@@ -55,6 +63,7 @@ class OnnxRuntime(Runtime):
     """One onnxruntime session."""
 
     kind: ClassVar[str] = "onnx"
+    is_concurrent: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._session: Any = None
@@ -62,12 +71,16 @@ class OnnxRuntime(Runtime):
         self._text_inputs: Set[str] = set()
         self._text_outputs: Set[str] = set()
         self._zipmaps: Dict[str, Any] = {}
+        self._values: Any = None
+        self._foreign: Set[str] = set()
 
     def load(self, path: str, *, device: str, threads: int) -> Loaded:
         """Open a session on the file, on the GPU if that is asked for and possible."""
         import onnxruntime as ort
 
         self._session = self._open(ort, path, device, threads)
+        self._values = getattr(ort, "OrtValue", None)
+        self.is_bounded = device == "cpu" and not _may_loop(path)
         self._signature = self._read_signature()
         on_gpu = self._session.get_providers()[:1] == ["CUDAExecutionProvider"]
         return Loaded(
@@ -105,6 +118,11 @@ class OnnxRuntime(Runtime):
         outputs = tuple(self._spec(node, "output") for node in self._session.get_outputs())
         self._text_inputs = {spec.name for spec in inputs if spec.datatype == "BYTES"}
         self._text_outputs = {spec.name for spec in outputs if spec.datatype == "BYTES"}
+        self._foreign = {spec.name for spec in (*inputs, *outputs) if spec.datatype == "BF16"}
+        if self._foreign and self._text_inputs:
+            # Values that are bound are never text.
+            name = min(self._foreign)
+            raise ModelFailure("onnx_type_unsupported", name=name[:100], type="tensor(bfloat16)")
         return Signature(inputs, outputs)
 
     def _spec(self, node: Any, role: str) -> TensorSpec:
@@ -115,7 +133,10 @@ class OnnxRuntime(Runtime):
             return TensorSpec(node.name, _DATATYPES[zipmap.group(1)], (-1, -1))
         tensor = _TENSOR.match(node.type)
         datatype = _DATATYPES.get(tensor.group(1)) if tensor is not None else None
-        if datatype is None:
+        is_missing = datatype == "BF16" and not hasattr(
+            self._values, "ortvalue_from_numpy_with_onnx_type"
+        )
+        if datatype is None or is_missing:
             raise ModelFailure(
                 "onnx_type_unsupported", name=str(node.name)[:100], type=str(node.type)[:100]
             )
@@ -134,13 +155,32 @@ class OnnxRuntime(Runtime):
             if outputs is not None
             else [spec.name for spec in self._signature.outputs]
         )
-        answers = dict(zip(names, self._session.run(names, feed)))
+        # onnxruntime takes arrays of numpy's own types only.
+        run = self._run_bound if self._foreign else self._session.run
+        answers = dict(zip(names, run(names, feed)))
         for name in names:
             if name in self._zipmaps:
                 answers[name] = _flat(answers[name], self._zipmaps[name], self._width(name))
             elif name in self._text_outputs:
                 answers[name] = encode_text(answers[name])
         return answers
+
+    def _run_bound(self, names: Sequence[str], feed: Mapping[str, Any]) -> List[Any]:
+        """Run the session on values of its own, since an input or output is BF16."""
+        bound = self._session.io_binding()
+        for name, array in feed.items():
+            bound.bind_ortvalue_input(name, self._value(array))
+        for name in names:
+            bound.bind_output(name, "cpu")
+        self._session.run_with_iobinding(bound)
+        return [_array(value) for value in bound.get_outputs()]
+
+    def _value(self, array: Any) -> Any:
+        array = np.ascontiguousarray(array) if array.ndim else array
+        if array.dtype != BFLOAT16:
+            return self._values.ortvalue_from_numpy(array)
+        bits = array.view(np.uint16)
+        return self._values.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
 
     def _width(self, name: str) -> int:
         """Columns of a ZipMap's output, 0 while they are unknown."""
@@ -170,6 +210,28 @@ class OnnxRuntime(Runtime):
             return None
         self._signature = Signature(self._signature.inputs, tuple(sharper))
         return self._signature
+
+
+def _array(value: Any) -> Any:
+    """Copy a value of onnxruntime's into an array; of BF16 it gives away the address only."""
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = tuple(value.shape())
+    array = np.empty(shape, dtype=BFLOAT16)
+    if array.nbytes:
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array
+
+
+def _may_loop(path: str) -> bool:
+    """Whether a graph may run for as long as its inputs say, by the operator ``Loop``.
+
+    Looks for the bytes of a node's ``op_type``: finding them elsewhere only costs speed.
+    """
+    with Path(path).open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with data:
+            return data.find(b"\x22\x04Loop") >= 0
 
 
 def _text(name: str, array: Any) -> Any:

@@ -32,6 +32,7 @@ class SklearnRuntime(Runtime):
     """One fitted estimator: ``predict`` and ``predict_proba``, or ``transform``."""
 
     kind: ClassVar[str] = "sklearn"
+    is_bounded = True
 
     def __init__(self) -> None:
         self._model: Any = None

@@ -211,8 +211,8 @@ def _own_name(module: Any) -> str:
 
 
 def datatype(tensor: Any) -> str:
-    """Protocol's name for inputs that meet this weight; numpy has no bfloat16."""
-    names = {"torch.float16": "FP16", "torch.float64": "FP64"}
+    """Protocol's name for inputs that meet this weight."""
+    names = {"torch.float16": "FP16", "torch.bfloat16": "BF16", "torch.float64": "FP64"}
     return names.get(str(tensor.dtype), "FP32")
 
 

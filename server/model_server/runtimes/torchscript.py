@@ -9,7 +9,14 @@ import numpy as np
 
 from server.model_server.failures import ModelFailure
 from server.model_server.runtimes import torch_files, torch_shapes
-from server.model_server.runtimes.arrays import NUMPY_NAMES, datatype_of, package_versions, plain
+from server.model_server.runtimes.arrays import (
+    BFLOAT16,
+    datatype_of,
+    is_float,
+    numpy_dtype,
+    package_versions,
+    plain,
+)
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -21,6 +28,7 @@ class TorchScriptRuntime(Runtime):
     """One scripted or traced module."""
 
     kind: ClassVar[str] = "torchscript"
+    is_concurrent: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._module: Any = None
@@ -29,7 +37,7 @@ class TorchScriptRuntime(Runtime):
         self._arguments: List[Tuple[str, str]] = []
         self._guesses: Dict[str, Optional[torch_shapes.Guess]] = {}
         self._inputs: Tuple[TensorSpec, ...] = ()
-        self._casts: Dict[str, Any] = {}
+        self._is_bfloat = False
         self._last: Dict[str, Any] = {}
         self._proven = False
 
@@ -45,7 +53,7 @@ class TorchScriptRuntime(Runtime):
         tensors = [name for name, kind in self._arguments if kind == "Tensor"]
         self._guesses = torch_shapes.guess_inputs(self._module, tensors)
         self._inputs = tuple(self._input(name, kind) for name, kind in self._arguments)
-        self._casts = self._find_casts()
+        self._is_bfloat = self._computes_bfloat()
         return Loaded(
             signature=Signature(self._inputs, ()),
             framework="torch",
@@ -67,12 +75,9 @@ class TorchScriptRuntime(Runtime):
             return torch_shapes.datatype(weight)
         return "FP32"
 
-    def _find_casts(self) -> Dict[str, Any]:
-        """Take FP32 for a bfloat16 model: neither numpy nor the protocol's JSON has that type."""
+    def _computes_bfloat(self) -> bool:
         first = next(iter(self._module.parameters()), None)
-        if first is None or first.dtype != self._torch.bfloat16:
-            return {}
-        return {spec.name: first.dtype for spec in self._inputs if spec.datatype == "FP32"}
+        return first is not None and first.dtype == self._torch.bfloat16
 
     def adopt(self, signature: Signature) -> None:
         """Keep the types that a sample had shown."""
@@ -83,7 +88,7 @@ class TorchScriptRuntime(Runtime):
         self, inputs: Mapping[str, Any], outputs: Optional[Sequence[str]] = None
     ) -> Dict[str, Any]:
         """Run ``forward`` once, without gradients."""
-        arguments = [self._argument(name, kind, inputs[name]) for name, kind in self._arguments]
+        arguments = [self._argument(kind, inputs[name]) for name, kind in self._arguments]
         with self._torch.no_grad():
             answer = self._module(*arguments)
             answers = dict(_flat(answer, ""))
@@ -93,17 +98,21 @@ class TorchScriptRuntime(Runtime):
             return answers
         return {name: answers[name] for name in outputs if name in answers}
 
-    def _argument(self, name: str, kind: str, array: Any) -> Any:
+    def _argument(self, kind: str, array: Any) -> Any:
         if kind != "Tensor":
             return {"int": int, "float": float, "bool": bool}[kind](array)
         array = np.ascontiguousarray(array) if array.ndim else array
         if not array.flags.writeable:
             array = array.copy()
-        tensor = self._torch.from_numpy(array)
-        wanted = self._casts.get(name)
-        if self._device == "cpu" and wanted is None:
+        if array.dtype == BFLOAT16:
+            tensor = self._torch.from_numpy(array.view(np.int16)).view(self._torch.bfloat16)
+        else:
+            tensor = self._torch.from_numpy(array)
+        # A sample has no bfloat16, since numpy's files have none.
+        cast = self._torch.bfloat16 if self._is_bfloat and array.dtype == np.float32 else None
+        if self._device == "cpu" and cast is None:
             return tensor
-        return tensor.to(self._device, wanted)
+        return tensor.to(self._device, cast)
 
     def candidates(self) -> List[Dict[str, Any]]:
         """Zeros, then small values, in the sizes that an image or a signal may need."""
@@ -127,9 +136,9 @@ class TorchScriptRuntime(Runtime):
         made: Dict[str, Any] = {}
         for spec in self._inputs:
             guess = plan.get(spec.name)
-            dtype = np.dtype(NUMPY_NAMES[spec.datatype])
+            dtype = numpy_dtype(spec.datatype)
             # A bare number is a count or a factor more often than not.
-            value = 0.0 if zeros and guess is not None else 0.1 if dtype.kind == "f" else 1
+            value = 0.0 if zeros and guess is not None else 0.1 if is_float(dtype) else 1
             shape = () if guess is None else guess.concrete(batch, size)
             made[spec.name] = np.full(shape, value, dtype=dtype)
         return made
@@ -264,5 +273,7 @@ def _array(item: Any) -> Any:
     if str(tensor.layout) != "torch.strided":
         tensor = tensor.to_dense()
     if str(tensor.dtype) == "torch.bfloat16":
-        tensor = tensor.float()
+        import torch
+
+        return tensor.cpu().contiguous().view(torch.int16).numpy().view(BFLOAT16)
     return plain(tensor.cpu().numpy())

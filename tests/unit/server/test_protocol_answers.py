@@ -9,7 +9,7 @@ import pytest
 
 from server.model_server import protocol
 from server.model_server.failures import BadInputError, ModelFailure
-from server.model_server.protocol import InferRequest, parse_infer, render_infer
+from server.model_server.protocol import InferCodec, InferRequest
 from server.model_server.runtimes.base import Signature, TensorSpec
 
 
@@ -20,10 +20,9 @@ def body(**more: Any) -> bytes:
 
 def rendered(array: Any) -> dict[str, Any]:
     wanted = Signature((), (TensorSpec("y", "FP32", None),))
-    written = render_infer(
-        InferRequest(inputs={}), {"y": array}, wanted, model_name="m", model_version="7"
-    )
-    answer: dict[str, Any] = json.loads(written)
+    codec = InferCodec(wanted, takes_fp64=False, model_version="7")
+    written = codec.render(InferRequest(inputs={}), {"y": array}, "m")
+    answer: dict[str, Any] = json.loads(b"".join(written.pieces))
     return answer
 
 
@@ -31,25 +30,26 @@ def test_outputs_narrow_the_answer_in_the_order_asked_for() -> None:
     spec = TensorSpec("x", "FP32", (-1,))
     outputs = tuple(TensorSpec(name, "FP32", (-1,)) for name in ("a", "b", "c"))
     wanted = Signature((spec,), outputs)
-    assert parse_infer(body(outputs=[]), wanted).outputs is None
-    asked = parse_infer(body(outputs=[{"name": "c"}, {"name": "a"}], id="7"), wanted)
+    codec = InferCodec(wanted, takes_fp64=False, model_version="3")
+    assert codec.parse(body(outputs=[])).outputs is None
+    asked = codec.parse(body(outputs=[{"name": "c"}, {"name": "a"}], id="7"))
     answer = {name: np.zeros(1, np.float32) for name in ("a", "b", "c")}
-    written = json.loads(render_infer(asked, answer, wanted, model_name="shop", model_version="3"))
+    written = json.loads(codec.render(asked, answer, "shop").pieces[0])
     assert [output["name"] for output in written["outputs"]] == ["c", "a"]
     assert (written["id"], written["model_name"], written["model_version"]) == ("7", "shop", "3")
     with pytest.raises(BadInputError) as unknown:
-        parse_infer(body(outputs=[{"name": "d"}]), wanted)
+        codec.parse(body(outputs=[{"name": "d"}]))
     assert (unknown.value.code, unknown.value.params["expected"]) == ("output_unknown", "a, b, c")
     with pytest.raises(BadInputError) as repeated:
-        parse_infer(body(outputs=[{"name": "a"}, {"name": "a"}]), wanted)
+        codec.parse(body(outputs=[{"name": "a"}, {"name": "a"}]))
     assert repeated.value.code == "output_repeated"
     with pytest.raises(ModelFailure) as missing:
-        render_infer(asked, {"a": answer["a"]}, wanted, model_name="m", model_version="1")
+        codec.render(asked, {"a": answer["a"]}, "m")
     assert missing.value.code == "output_missing"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, "bfloat16"])
 def test_an_answer_that_is_not_finite_never_becomes_json(value: float, dtype: Any) -> None:
     with pytest.raises(ModelFailure) as caught:
         rendered(np.array([1, value], dtype=dtype))
