@@ -297,7 +297,8 @@ def _refuse_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
 def _check_size(name: str, tensor: Mapping[str, Any], size: Any, left: int) -> None:
     if type(size) is not int or size < 0:
         raise _malformed(f"inputs[{name}].parameters.binary_data_size", "0, 1, 2", size)
-    if "data" in tensor:
+    # Null is how some clients write the data of a tensor that has no bytes.
+    if tensor.get("data") is not None:
         raise BadInputError("binary_data_twice", tensor=name)
     if size > left:
         raise BadInputError("binary_data_missing", tensor=name, expected=size, found=left)

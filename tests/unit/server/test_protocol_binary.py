@@ -218,6 +218,16 @@ def test_a_tensor_has_its_data_once() -> None:
     assert refused(codec("FP32"), body, length).code == "binary_data_twice"
 
 
+def test_data_that_is_null_is_no_data_beside_bytes() -> None:
+    for array in (np.zeros((0, 3), np.float32), np.ones((2, 3), np.float32)):
+        raw = packed(array)
+        body, length = request([entry(0, "FP32", list(array.shape), len(raw), data=None)], raw)
+        assert same(codec("FP32").parse(body, length).inputs["x0"], array)
+    # Without any bytes there is no header that says where they begin.
+    body, _ = request([entry(0, "FP32", [0, 3], 0, data=None)])
+    assert codec("FP32").parse(body).inputs["x0"].shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     "data",
     [
