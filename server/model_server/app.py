@@ -21,7 +21,14 @@ from server.model_server.refusals import REQUEST_ID, Answers, Refusal, given_id,
 from server.model_server.requests import JSON, Head, Request, Response
 from server.model_server.runtimes.base import Signature
 from server.model_server.spec import ModelSpec
-from server.model_server.targets import METHODS, READING, Target, known_targets, target_of
+from server.model_server.targets import (
+    METHODS,
+    READING,
+    STATISTICS_OF_ALL,
+    Target,
+    known_targets,
+    target_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +154,8 @@ class Application:
             _identify(head, spec.secret)
         if target is None:
             raise Refusal(404, "route_unknown")
+        if target == STATISTICS_OF_ALL and target.model not in spec.names:
+            head.target = target = Target("stats", spec.names[0])
         if target.model and target.model not in spec.names:
             raise Refusal(404, "model_unknown", found=target.model, expected=", ".join(spec.names))
         if target.version and target.version != spec.version:

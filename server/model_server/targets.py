@@ -16,6 +16,9 @@ class Target(NamedTuple):
     version: str = ""
 
 
+STATISTICS_OF_ALL = Target("model", "stats")
+"""``/v2/models/stats`` reads like a model's name, and means this unless a model is called so."""
+
 METHODS = {"infer": ("POST",)}
 READING = ("GET", "HEAD")
 _PATHS = {

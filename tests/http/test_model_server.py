@@ -91,6 +91,19 @@ async def test_the_server_and_the_model_describe_themselves(replica: Running) ->
     }
 
 
+async def test_statistics_of_all_models_are_those_of_the_one(
+    messages: Messages, tmp_path: Path, replica: Running
+) -> None:
+    await replica.infer(ROWS)
+    status, of_one = await get(replica, f"/v2/models/{RUN}/stats")
+    assert (status, of_one["model_stats"][0]["inference_count"]) == (200, 1)
+    for path in ("/v2/models/stats", "/v2/models/stats?verbose=1"):
+        assert await get(replica, path) == (200, of_one)
+    async with running(messages, tmp_path, names=(RUN, "stats")) as called_so:
+        status, described = await get(called_so, "/v2/models/stats")
+        assert (status, described["name"], described["versions"]) == (200, "stats", ["3"])
+
+
 async def test_head_is_answered_like_get_without_a_body(replica: Running) -> None:
     async with replica.client.head(f"{replica.address}/v2/health/ready") as response:
         assert (response.status, await response.read()) == (200, b"")
