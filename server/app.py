@@ -170,7 +170,7 @@ async def _serving(app: web.Application) -> AsyncIterator[None]:
         ended=lambda key, result: instruments.deploy(key.environment, result),
     )
     reconciler = app[keys.RECONCILER] = Reconciler(store, engine, hooks)
-    app[keys.DEPLOY] = Deploy(store, app[keys.DEVICES], reconciler)
+    app[keys.DEPLOY] = Deploy(settings, store, app[keys.DEVICES], reconciler)
     app[GATEWAY] = Gateway(settings.predict_seconds)
     yield
     await reconciler.close()

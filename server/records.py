@@ -86,7 +86,7 @@ class DeploymentKey(NamedTuple):
 class Deployment:
     """What is wanted of a deployment (pipeline) and what was seen of it (reconciler).
 
-    ``version`` counts up with every roll-out; ``failed_version`` is the newest one that could
+    ``version`` counts up with every roll-out, ``replicas`` is how many of it are wanted; ``failed_version`` is the newest one that could
     not serve, ``serving_version`` and ``serving_run_id`` name the one that last could.
     """
 
@@ -97,6 +97,7 @@ class Deployment:
     run_id: str
     wanted_at: datetime
     first_wanted_at: datetime
+    replicas: int = 1
     serving_version: int | None = None
     serving_run_id: str | None = None
     failed_version: int | None = None

@@ -27,6 +27,10 @@ RESERVED_SEGMENTS = frozenset(
 ENVIRONMENT_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
+MAX_REPLICAS = 16
+"""Of one deployment."""
+
+
 class SettingsError(PersephoneError):
     """A setting is unknown or has no usable value; the service does not start."""
 
@@ -106,6 +110,19 @@ def _environments(text: str) -> tuple[str, ...]:
                 f"which {name!r} is not"
             )
     return names
+
+
+def _replicas(text: str) -> tuple[tuple[str, int], ...]:
+    """Read ``2`` (everywhere, under the empty name) or ``dev=1,prod=4``."""
+    found: dict[str, int] = {}
+    for part in _names(text):
+        name, _, number = part.rpartition("=")
+        if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS or name.strip() in found:
+            raise ValueError(
+                f"a number from 1 to {MAX_REPLICAS}, or one for each environment as in dev=1,prod=4"
+            )
+        found[name.strip()] = int(number)
+    return tuple(found.items())
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -202,6 +219,12 @@ class Settings:
     environments: tuple[str, ...] = _setting(
         ("dev", "stage", "prod"), _environments, "Names of the environments."
     )
+    replicas: tuple[tuple[str, int], ...] = _setting(
+        (),
+        _replicas,
+        "Replicas of a deployment that asks for no number: one number, or one for each "
+        "environment as in `dev=1,prod=4`; empty means one.",
+    )
     endpoint_ports: tuple[int, int] = _setting(
         (20000, 29999), _ports, "Ports for the deployments' own addresses."
     )
@@ -268,9 +291,22 @@ class Settings:
                 values[spec.name] = spec.metadata["parse"](text)
             except ValueError as error:
                 raise SettingsError(f"{name}={text!r} cannot be used: expected {error}") from None
+        cls._check_replicas(values)
         # Child processes are given paths too, and none of them starts in our folder.
         values["data_dir"] = values.get("data_dir", Path("data")).absolute()
         return cls(**values)
+
+    @classmethod
+    def _check_replicas(cls, values: Mapping[str, Any]) -> None:
+        known = {"", *values.get("environments", cls().environments)}
+        for name, _number in values.get("replicas", ()):
+            if name not in known:
+                raise SettingsError(f"{PREFIX}REPLICAS names {name!r}, which is no environment")
+
+    def replicas_in(self, environment: str) -> int:
+        """Return how many replicas a deployment has that asks for no number."""
+        numbers = dict(self.replicas)
+        return numbers.get(environment, numbers.get("", 1))
 
     @property
     def is_loopback(self) -> bool:

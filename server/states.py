@@ -35,7 +35,7 @@ class Wanted(StrEnum):
 
 
 class Candidate(StrEnum):
-    """How far a replica has come that does not take traffic yet."""
+    """How far replicas have come that do not take traffic yet."""
 
     STARTING = "starting"
     READY = "ready"
@@ -59,12 +59,13 @@ class Action(StrEnum):
 class Seen:
     """What the reconciler sees of one deployment; versions are those of roll-outs.
 
-    ``serving`` is the version whose replica takes traffic now, ``served`` the newest version
-    that ever did, ``failed`` the newest one that could not. ``backing_off`` is true until the
-    next attempt is due.
+    ``serving`` is the version whose replicas take traffic now, ``served`` the newest version
+    that ever did, ``failed`` the newest one that could not. ``is_short`` says that some of the
+    serving version's replicas are missing. ``backing_off`` is true until the next attempt is due.
     """
 
     serving: int | None = None
+    is_short: bool = False
     candidate: int | None = None
     candidate_state: Candidate | None = None
     served: int | None = None
@@ -102,7 +103,7 @@ def _towards(target: int | None, seen: Seen) -> Action:
                 return Action.ADMIT
             case Candidate.FAILED:
                 return Action.JUDGE
-    if target is None or seen.serving == target:
+    if target is None or (seen.serving == target and not seen.is_short):
         return Action.NOTHING
     return Action.BACK_OFF if seen.backing_off else Action.START
 

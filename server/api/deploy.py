@@ -23,7 +23,8 @@ async def start(request: web.Request) -> web.Response:
     """``POST /deploy/start``: roll the run out, or show the roll-out under way."""
     environment = parameters.environment(request, request.app[keys.SETTINGS])
     run = await run_of(request)
-    made = await request.app[keys.DEPLOY].start(run, environment)
+    replicas = parameters.replicas(request)
+    made = await request.app[keys.DEPLOY].start(run, environment, replicas)
     return reply(_shown(request, run, environment, made))
 
 
@@ -55,17 +56,22 @@ def _shown(
             message=rendered(request, text),
             code=text.code,
         )
+    up = made.wanted is Wanted.UP
     phase = request.app[keys.DEPLOY].phase(made)
     seen = request.app[keys.RECONCILER].seen(made)
     text = _text(made, phase, seen.serving)
-    replica = request.app[keys.RECONCILER].serving(made.key)
-    if phase is Phase.SUCCEEDED and replica is not None and replica.port != made.port:
+    replicas = request.app[keys.RECONCILER].replicas(made.key)
+    if phase is Phase.SUCCEEDED and any(replica.port != made.port for replica in replicas):
         text = Text(code="port_taken", params={"port": made.port})
+    elif phase is Phase.SUCCEEDED and seen.is_short:
+        text = Text(
+            code="deploy_short",
+            params={"version": made.version, "ready": len(replicas), "wanted": made.replicas},
+        )
     message = rendered(request, text)
     if phase is Phase.FAILED and seen.serving is not None:
         older = Text(code="deploy_older_serves", params={"version": seen.serving})
         message = f"{message} {rendered(request, older)}"
-    up = made.wanted is Wanted.UP
     return present(
         runId=run.run_id,
         environment=environment,
@@ -74,6 +80,8 @@ def _shown(
         code=text.code,
         version=str(made.version),
         servingVersion=None if seen.serving is None else str(seen.serving),
+        replicas=made.replicas if up else None,
+        readyReplicas=len(replicas) if up else None,
         endpoint=endpoint(request, made.port) if up and made.port else None,
         gateway=gateway(request, environment) if up else None,
         startedAt=made.wanted_at,

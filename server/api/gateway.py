@@ -87,11 +87,11 @@ class Gateway:
         await self._fresh.close()
 
     async def forward(
-        self, request: web.Request, url: URL, replica_id: str, secret: str | None
+        self, request: web.Request, url: URL, pool: str, secret: str | None
     ) -> web.StreamResponse:
         """Hand a request to a replica and its answer back.
 
-        Connections are kept per ``replica_id``: those to a replaced one are not used again.
+        Connections are kept per ``pool``: those to a replaced version are not used again.
 
         Raises:
             UnavailableError: nobody answers, or not as a model does; DeadlineError: too slowly.
@@ -103,14 +103,14 @@ class Gateway:
         if length is not None and length > MAX_BODY_BYTES:
             raise TooLargeError("body_too_large", limit=MAX_BODY_BYTES)
         if not request.body_exists or (length is not None and length <= _HELD_BYTES):
-            came = await self._ask_held(request, url, replica_id, headers)
+            came = await self._ask_held(request, url, pool, headers)
         else:
             came = await self._ask_streaming(request, url, headers)
         async with came:
             return await _pass_back(request, came)
 
     async def _ask_held(
-        self, request: web.Request, url: URL, replica_id: str, headers: CIMultiDict[str]
+        self, request: web.Request, url: URL, pool: str, headers: CIMultiDict[str]
     ) -> aiohttp.ClientResponse:
         body = await read_body(request, MAX_BODY_BYTES) if request.body_exists else None
         noted = SimpleNamespace(reused=False)
@@ -122,7 +122,7 @@ class Gateway:
             allow_redirects=False,
             trace_request_ctx=noted,
             # Means nothing without TLS, save that the pool tells connections apart by it.
-            server_hostname=replica_id,
+            server_hostname=pool,
         )
         try:
             return await _asked(call)

@@ -47,13 +47,15 @@ async def forward(request: web.Request) -> web.StreamResponse:
     """``/{env}/v2/models/{name}...``: hand the request to the deployment's replica."""
     environment = _environment(request)
     made = _deployment(request, environment, request.match_info["name"], await owner_of(request))
-    replica = request.app[keys.RECONCILER].serving(made.key)
-    if replica is None:
+    replicas = request.app[keys.RECONCILER].replicas(made.key)
+    if not replicas:
         raise _nobody(request, made)
-    url = _replica_url(request, replica.port)
-    secret = replica.spec.model.get("secret")
+    # They share one address and one secret: whichever is free takes the connection.
+    spec = replicas[0].spec
+    url = _replica_url(request, replicas[0].port)
+    pool = f"{spec.run_id}.{spec.version}"
     try:
-        return await request.app[GATEWAY].forward(request, url, replica.spec.replica_id, secret)
+        return await request.app[GATEWAY].forward(request, url, pool, spec.model.get("secret"))
     except UnavailableError:
         _count_refusal(request, made)
         raise

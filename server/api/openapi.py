@@ -15,6 +15,7 @@ from server.api.edge import language_of
 from server.api.openapi_schemas import MODEL_PATTERN, RUN_ID_PATTERN, Both, ref, schemas
 from server.api.replies import JSON_TYPE, dumps, reply
 from server.messages import LANGUAGES
+from server.settings import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -106,6 +107,8 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
     run, env, name = _run_id(), _environment(settings), _run_id("path")
     narrowed = {**env, "required": False}
     gpu = _parameter("gpuId", {"type": "string"}, required=False)
+    count = {"type": "integer", "minimum": 1, "maximum": MAX_REPLICAS}
+    replicas = _parameter("replicas", count, required=False)
     after = _parameter("after", {"type": "string"}, required=False)
     upload = _operation(
         "upload",
@@ -151,7 +154,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 "startDeployment",
                 Both("Развернуть модель", "Deploy the model"),
                 "DeployStatus",
-                [run, env],
+                [run, env, replicas],
                 errors="400 403 404 409",
             )
         },

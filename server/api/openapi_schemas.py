@@ -111,6 +111,8 @@ def _pages(settings: Settings) -> dict[str, Any]:
             code=code,
             version=_text("Номер новейшей попытки", "Number of the newest attempt"),
             servingVersion=_text("Номер, который отвечает сейчас", "Number that answers now"),
+            replicas=_number("Сколько реплик нужно", "Replicas that are wanted"),
+            readyReplicas=_number("Сколько реплик отвечает", "Replicas that answer"),
             endpoint=_text("Собственный адрес развёртывания", "The deployment's own address"),
             gateway=_text("Адрес через этот API", "Its address through this API"),
             startedAt=_time("Когда попытка началась", "When the attempt began"),

@@ -10,6 +10,7 @@ from yarl import URL
 
 from server.errors import InvalidRequestError
 from server.logs import run_id_var
+from server.settings import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _CACHED_LENGTH = 256
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+REPLICAS = re.compile(r"[1-9][0-9]{0,3}")
 GPU_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
@@ -76,6 +78,21 @@ def gpu_id(request: web.Request) -> str | None:
     if value is not None and not GPU_ID.fullmatch(value):
         raise InvalidRequestError("gpu_id_malformed", value=value)
     return value
+
+
+def replicas(request: web.Request) -> int | None:
+    """Return the number of replicas that is asked for, or ``None`` where it is left out.
+
+    Raises ``InvalidRequestError``: ``parameter_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, "replicas")
+    if value is None:
+        return None
+    if not REPLICAS.fullmatch(value) or int(value) > MAX_REPLICAS:
+        raise InvalidRequestError(
+            "parameter_malformed", name="replicas", expected=f"1-{MAX_REPLICAS}"
+        )
+    return int(value)
 
 
 def optional(request: web.Request, name: str) -> str | None:

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from server.engines.base import EngineError
+from server.engines.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -81,11 +82,12 @@ def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socke
 
 
 class Address:
-    """One deployment's listening socket, and whoever answers on it while nobody is home."""
+    """One deployment's listening socket, what its replicas share, and who answers without them."""
 
     def __init__(self, listener: socket.socket, port: int, doorman: web.Server) -> None:
         self.listener = listener
         self.port = port
+        self.shares = Shares()
         self._doorman = doorman
         self._attending: asyncio.Server | None = None
 
@@ -117,3 +119,4 @@ class Address:
         """Stop listening."""
         await self.attend(nobody_home=False)
         self.listener.close()
+        self.shares.close()

@@ -36,13 +36,15 @@ class EngineError(StepFailedError):
 class ReplicaSpec:
     """One replica to start: which version of which deployment, from which files.
 
-    ``model`` is the description that the model process reads; ``gpu`` is a UUID, or empty.
+    ``ordinal`` counts the replicas of one version from 0; ``model`` is the description that the
+    model process reads; ``gpu`` is a UUID, or empty.
     """
 
     replica_id: str
     key: DeploymentKey
     run_id: str
     version: int
+    ordinal: int = 0
     python: Path
     environment: Path
     tree: Path

@@ -280,6 +280,7 @@ class LocalEngine(Engine):
         except OSError as error:
             raise EngineError("replica_not_started", evidence=error.strerror or "") from error
         address = self._addresses[spec.key]
+        slot = address.shares.take()
         process = ModelProcess(
             command="serve",
             python=spec.python,
@@ -292,10 +293,14 @@ class LocalEngine(Engine):
             memory_bytes=self._settings.model_memory_bytes,
             listen_fd=address.listener.fileno(),
             control_fd=control.fileno(),
+            share_fd=None if slot is None else address.shares.descriptor,
+            slot=slot or 0,
         )
         try:
             child = await self._sandbox.start(launch_of(process))
         except OSError as error:
+            if slot is not None:
+                address.shares.give_back(slot)
             raise EngineError("replica_not_started", evidence=error.strerror or "") from error
         finally:
             control.close()
@@ -303,14 +308,18 @@ class LocalEngine(Engine):
         session = aiohttp.ClientSession(connector=connector)
         replica = LocalReplica(spec, address.listens_on, child, session, self._settings)
         self._replicas.add(replica)
-        task = asyncio.create_task(self._forget(replica, folder))
+        task = asyncio.create_task(self._forget(replica, folder, address, slot))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
         return replica
 
-    async def _forget(self, replica: LocalReplica, folder: Path) -> None:
+    async def _forget(
+        self, replica: LocalReplica, folder: Path, address: Address, slot: int | None
+    ) -> None:
         await replica.ended()
         self._replicas.discard(replica)
+        if slot is not None:
+            address.shares.give_back(slot)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _control_path(self, replica_id: str) -> str:

@@ -9,16 +9,14 @@ given too many connections of its own deployment, or too few.
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from typing import Callable, List
 
-SLOTS = 64
-"""Replicas that a deployment can have at a time, those of two versions in a hand-over included."""
 _FIELDS = 3
 _STAMP, _CONNECTIONS, _ACCEPTS = range(_FIELDS)
-_BYTES = 8
-SIZE = SLOTS * _FIELDS * _BYTES
-"""Bytes of the shared memory."""
+SLOT_BYTES = 8 * _FIELDS
+"""Every field is one aligned 64-bit number; as many slots as the memory has room for."""
 FRESH_SECONDS = 2.0
 """A replica that published nothing for so long is hung, or gone."""
 
@@ -26,7 +24,7 @@ FRESH_SECONDS = 2.0
 class Share:
     """One replica's slot, and its view of the others; belongs to one thread.
 
-    Every field is one aligned 64-bit number, written at once: readers need no lock.
+    Fields are written at once, so that readers need no lock.
     """
 
     def __init__(
@@ -36,11 +34,12 @@ class Share:
 
         Raises:
             OSError: the descriptor cannot be mapped.
-            ValueError: it is too small, or ``slot`` is out of range.
+            ValueError: it has no room for ``slot``.
         """
-        if not 0 <= slot < SLOTS:
+        size = os.fstat(descriptor).st_size
+        if not 0 <= slot < size // SLOT_BYTES:
             raise ValueError(f"slot {slot} is out of range")
-        self._numbers = memoryview(mmap.mmap(descriptor, SIZE)).cast("q")
+        self._numbers = memoryview(mmap.mmap(descriptor, size)).cast("q")
         self._slot = slot
         self._clock = clock
 
@@ -73,7 +72,7 @@ class Share:
         oldest = self._now_ms() - int(FRESH_SECONDS * 1000)
         return [
             int(numbers[place + _CONNECTIONS])
-            for place in range(0, SLOTS * _FIELDS, _FIELDS)
+            for place in range(0, len(numbers), _FIELDS)
             if numbers[place + _ACCEPTS]
             and numbers[place + _STAMP] >= oldest
             and place != self._slot * _FIELDS

@@ -14,13 +14,17 @@ from server.states import Phase, Wanted, public_phase
 if TYPE_CHECKING:
     from server.pipeline.devices import Devices
     from server.reconcile.reconciler import Reconciler
+    from server.settings import Settings
     from server.store.state import Store
 
 
 class Deploy:
     """Roll-outs of runs, one model and environment at a time."""
 
-    def __init__(self, store: Store, devices: Devices, reconciler: Reconciler) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, devices: Devices, reconciler: Reconciler
+    ) -> None:
+        self._settings = settings
         self._store = store
         self._devices = devices
         self._reconciler = reconciler
@@ -40,8 +44,10 @@ class Deploy:
         """Return the phase of a deployment's newest roll-out."""
         return public_phase(made.wanted, made.version, self._reconciler.seen(made))
 
-    async def start(self, run: Run, environment: str) -> Deployment:
+    async def start(self, run: Run, environment: str, replicas: int | None) -> Deployment:
         """Want the run to be up: the roll-out under way, or a new version.
+
+        ``replicas`` is how many of it; None means as the settings say.
 
         Raises:
             ConflictError: the run is not prepared, or its GPU cannot be had again.
@@ -58,7 +64,8 @@ class Deploy:
                 and self.phase(known) is Phase.RUNNING
             ):
                 return known
-            await self._hold_device(run, prepared, known)
+            count = replicas or self._settings.replicas_in(environment)
+            await self._hold_device(run, prepared, known, count)
             at = now()
             made = Deployment(
                 key=key,
@@ -67,13 +74,16 @@ class Deploy:
                 version=1 if known is None else known.version + 1,
                 run_id=run.run_id,
                 wanted_at=at,
+                replicas=count,
                 first_wanted_at=at if known is None else known.first_wanted_at,
             )
             await self._store.want(made)
             self._reconciler.poke(key)
             return self._store.deployments[key]
 
-    async def _hold_device(self, run: Run, prepared: Preparation, known: Deployment | None) -> None:
+    async def _hold_device(
+        self, run: Run, prepared: Preparation, known: Deployment | None, replicas: int
+    ) -> None:
         if prepared.device == CPU:
             return
         if self._store.lease_of(run.run_id) is None:
@@ -85,7 +95,7 @@ class Deploy:
         if device is None or before != prepared.device:
             return
         # The new version stands beside the old one until it has answered.
-        need = int((prepared.passport or {}).get("peak_memory_bytes", 0))
+        need = replicas * int((prepared.passport or {}).get("peak_memory_bytes", 0))
         self._devices.refuse_unfree(device, run.run_id, need)
 
     async def stop(self, run: Run, environment: str) -> Deployment:

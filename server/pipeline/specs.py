@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.environments.build import Environments
-    from server.records import Deployment, Params, Preparation, Run
+    from server.records import Deployment, DeploymentKey, Params, Preparation, Run
     from server.settings import Settings
     from server.store.state import Store
 
@@ -28,6 +29,7 @@ def model_spec(
     *,
     environment: str = "",
     version: int = 0,
+    replicas: int = 1,
     secret: str | None = None,
 ) -> Params:
     """Return the JSON that ``server.model_server.spec.ModelSpec`` reads."""
@@ -43,7 +45,8 @@ def model_spec(
         "environment": environment,
         "device": "cpu" if made.device == CPU else "cuda",
         "allow_cpu_fallback": settings.allow_cpu_fallback,
-        "threads": max(1, len(os.sched_getaffinity(0))),
+        # Replicas share the cores: more threads than those only get in each other's way.
+        "threads": max(1, len(os.sched_getaffinity(0)) // replicas),
         "predict_seconds": settings.predict_seconds,
         "drain_seconds": settings.drain_seconds,
         "secret": secret,
@@ -62,8 +65,9 @@ class SpecMaker:
         self._environments = environments
         self._tree = tree
         self._models = settings.data_dir / "models"
+        self._key = secrets.token_bytes(32)
 
-    async def make(self, made: Deployment, version: int, run_id: str) -> ReplicaSpec:
+    async def make(self, made: Deployment, version: int, run_id: str, ordinal: int) -> ReplicaSpec:
         """Describe a replica of a version of a deployment.
 
         Raises:
@@ -81,12 +85,12 @@ class SpecMaker:
         except StepFailedError as error:
             raise EngineError(error.code, evidence=error.evidence, **error.params) from error
         folder = self._models / run_id
-        secret = None if self._settings.inference_is_open else secrets.token_urlsafe(32)
         return ReplicaSpec(
             replica_id=secrets.token_hex(8),
             key=made.key,
             run_id=run_id,
             version=version,
+            ordinal=ordinal,
             python=environment.python,
             environment=environment.root,
             tree=self._tree,
@@ -99,6 +103,11 @@ class SpecMaker:
                 folder,
                 environment=made.key.environment,
                 version=version,
-                secret=secret,
+                replicas=made.replicas,
+                secret=None if self._settings.inference_is_open else self._secret_of(made.key),
             ),
         )
+
+    def _secret_of(self, key: DeploymentKey) -> str:
+        """Return what the gateway shows to all replicas of a deployment, whichever accepts."""
+        return hmac.new(self._key, "\0".join(key).encode(), "sha256").hexdigest()

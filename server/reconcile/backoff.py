@@ -8,6 +8,7 @@ FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 30.0
 WINDOW_SECONDS = 120.0
 CRASHES = 5
+"""So many, for each replica, are a loop."""
 
 
 class Crashes:
@@ -15,10 +16,10 @@ class Crashes:
 
     def __init__(self) -> None:
         self._version: int | None = None
-        self._times: deque[float] = deque(maxlen=CRASHES)
+        self._times: deque[float] = deque()
 
     def add(self, version: int, at: float) -> None:
-        """Note a crash; those of another version are forgotten."""
+        """Note the crash of a replica; those of another version are forgotten."""
         if version != self._version:
             self._version = version
             self._times.clear()
@@ -30,15 +31,14 @@ class Crashes:
         """Forget them all."""
         self._times.clear()
 
-    @property
-    def loops(self) -> bool:
-        """Whether it crashed too often to try again."""
-        return len(self._times) >= CRASHES
+    def loops(self, replicas: int) -> bool:
+        """Whether so many replicas crashed too often to try again."""
+        return len(self._times) >= CRASHES * replicas
 
     @property
     def retry_at(self) -> float:
         """When the next try is due; minus infinity without a crash."""
         if not self._times:
             return float("-inf")
-        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** (len(self._times) - 1))
+        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(len(self._times) - 1, 16))
         return self._times[-1] + pause

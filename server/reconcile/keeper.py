@@ -7,18 +7,21 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.engines.base import STUCK, EngineError
-from server.errors import PersephoneError
 from server.reconcile.backoff import Crashes
+from server.reconcile.replica_set import ReplicaSet
 from server.records import Deployment, DeploymentKey, Text
-from server.states import Action, Candidate, Seen, Wanted, goal, next_action
+from server.states import Action, Seen, Wanted, goal, next_action
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from server.engines.base import Engine, Replica, ReplicaSpec
+    from server.errors import PersephoneError
+    from server.reconcile.replica_set import Member
+    from server.reconcile.starts import Starts
     from server.store.state import Store
 
 logger = logging.getLogger(__name__)
@@ -28,41 +31,11 @@ RESYNC_SECONDS = 5.0
 NOBODY_HOME_SECONDS = 5.0
 
 
-@dataclass(slots=True)
-class _Live:
-    """One replica and how far it has come."""
-
-    version: int
-    run_id: str
-    task: asyncio.Task[Replica] | None = None
-    replica: Replica | None = None
-    ended: asyncio.Task[EngineError] | None = None
-
-    @property
-    def state(self) -> Candidate:
-        if self.task is None or not self.task.done():
-            return Candidate.STARTING
-        if self.task.exception() is not None or (self.ended is not None and self.ended.done()):
-            return Candidate.FAILED
-        return Candidate.READY
-
-    def failure(self) -> PersephoneError:
-        assert self.task is not None  # noqa: S101 - a candidate in the state FAILED has one
-        error = self.task.exception()
-        if isinstance(error, PersephoneError):
-            return error
-        if error is not None:
-            logger.error("a replica could not be started", exc_info=error)
-            return EngineError("internal_error")
-        assert self.ended is not None  # noqa: S101
-        return self.ended.result()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
     """What the rest of the service does around a deployment's steps."""
 
-    make_spec: Callable[[Deployment, int, str], Awaitable[ReplicaSpec]]
+    make_spec: Callable[[Deployment, int, str, int], Awaitable[ReplicaSpec]]
     joined: Callable[[Replica], Awaitable[None]]
     left: Callable[[Replica], Awaitable[None]]
     unused: Callable[[str], Awaitable[None]]
@@ -79,6 +52,7 @@ class Keeper:
         store: Store,
         engine: Engine,
         hooks: Hooks,
+        starts: Starts,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,21 +60,20 @@ class Keeper:
         self._store = store
         self._engine = engine
         self._hooks = hooks
+        self._starts = starts
         self._clock = clock
-        self._serving: _Live | None = None
-        self._candidate: _Live | None = None
+        self._serving: ReplicaSet | None = None
+        self._candidate: ReplicaSet | None = None
+        self._listening = asyncio.Lock()
         self._crashes = Crashes()
         self._absent_since = clock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._poked = asyncio.Event()
 
     @property
-    def serving_replica(self) -> Replica | None:
-        """The replica that takes traffic now."""
-        live = self._serving
-        if live is None or live.ended is None or live.ended.done():
-            return None
-        return live.replica
+    def replicas(self) -> list[Replica]:
+        """The replicas that take traffic now."""
+        return [] if self._serving is None else self._serving.replicas
 
     def poke(self) -> None:
         """Look again now."""
@@ -111,6 +84,7 @@ class Keeper:
         serving, candidate = self._serving, self._candidate
         return Seen(
             serving=None if serving is None else serving.version,
+            is_short=serving is not None and bool(serving.vacant()),
             candidate=None if candidate is None else candidate.version,
             candidate_state=None if candidate is None else candidate.state,
             served=made.serving_version,
@@ -144,7 +118,7 @@ class Keeper:
 
     async def _step(self, made: Deployment) -> bool:
         """Do the one next step; return whether there may be another one at once."""
-        await self._notice_crash(made)
+        await self._notice_crashes(made)
         made = self._store.deployments.get(self._key) or made
         action = next_action(made.wanted, made.version, self.seen(made))
         match action:
@@ -179,74 +153,84 @@ class Keeper:
         await self._engine.attend(self._key, nobody_home=absent)
 
     async def _start(self, made: Deployment) -> None:
+        """Start a version's replicas, or those that the serving version lacks."""
         version = goal(made.version, self.seen(made))
         assert version is not None  # noqa: S101 - next_action starts only what should serve
         fresh = version == made.version
         run_id = made.run_id if fresh else made.serving_run_id or made.run_id
-        live = _Live(version=version, run_id=run_id)
-        live.task = asyncio.create_task(self._bring_up(made, live))
-        live.task.add_done_callback(lambda _task: self.poke())
-        self._candidate = live
+        ordinals: Iterable[int] = range(made.replicas)
+        if self._serving is not None and self._serving.version == version:
+            ordinals = self._serving.vacant()
+        started = ReplicaSet(version, run_id, made.replicas, ordinals)
+        started.start(lambda member: self._bring_up(made, started, member), self.poke)
+        self._candidate = started
 
-    async def _bring_up(self, made: Deployment, live: _Live) -> Replica:
-        others = {other.port for other in self._store.deployments.values()}
-        port = await self._engine.listen(self._key, made.port, reserved=others)
-        if port != made.port:
-            # A candidate has no other writer of what is seen until it is admitted or judged.
-            await self._store.saw(replace(self._store.deployments[self._key], port=port))
-        spec = await self._hooks.make_spec(made, live.version, live.run_id)
-        started = await self._engine.start(spec)
-        live.replica = started
-        live.ended = asyncio.create_task(started.ended())
-        live.ended.add_done_callback(lambda _task: self.poke())
-        await started.ready()
-        return started
+    async def _bring_up(self, made: Deployment, of: ReplicaSet, member: Member) -> None:
+        await self._listen(made)
+        spec = await self._hooks.make_spec(made, of.version, of.run_id, member.ordinal)
+        async with self._starts.place():
+            replica = await self._engine.start(spec)
+            member.started(replica, self.poke)
+            await replica.ready()
+
+    async def _listen(self, made: Deployment) -> None:
+        async with self._listening:
+            others = {other.port for other in self._store.deployments.values()}
+            port = await self._engine.listen(self._key, made.port, reserved=others)
+            known = self._store.deployments[self._key]
+            if port != known.port:
+                # A candidate has no other writer of what is seen until it is admitted or judged.
+                await self._store.saw(replace(known, port=port))
 
     async def _admit(self, made: Deployment) -> None:
-        live = self._candidate
-        assert live is not None  # noqa: S101 - next_action admits only a candidate
-        assert live.replica is not None  # noqa: S101
+        fresh = self._candidate
+        assert fresh is not None  # noqa: S101 - next_action admits only a candidate
         await self._engine.attend(self._key, nobody_home=False)
-        await live.replica.admit()
-        if self._serving is not None and self._serving.replica is not None:
+        await fresh.admit()
+        serving = self._serving
+        if serving is not None and serving.version != fresh.version:
             # Who is told that the new version serves shall not reach the old one any more.
-            await self._serving.replica.retreat()
-        await self._hooks.joined(live.replica)
-        fell_back = live.version != made.version
+            await serving.retreat()
+        await asyncio.gather(*(self._hooks.joined(replica) for replica in fresh.replicas))
+        fell_back = fresh.version != made.version
         try:
             await self._store.saw(
                 replace(
                     made,
-                    serving_version=live.version,
-                    serving_run_id=live.run_id,
+                    serving_version=fresh.version,
+                    serving_run_id=fresh.run_id,
                     message=made.message if fell_back else None,
                 )
             )
         finally:
-            # Whatever the disk says: this one takes the traffic, and the old one no more.
-            replaced, self._serving, self._candidate = self._serving, live, None
-            if replaced is not None:
-                self._retire(replaced)
-        if made.serving_version != live.version:
+            # Whatever the disk says: these take the traffic, and the old ones no more.
+            self._candidate = None
+            self._take_over(fresh)
+        if made.serving_version != fresh.version:
             self._hooks.ended(self._key, "succeeded")
-        logger.info("%s serves version %s of run %s", *self._words(live))
+        logger.info("%s serves version %s of run %s", *self._words(fresh))
 
-    def _words(self, live: _Live) -> tuple[str, int, str]:
+    def _take_over(self, fresh: ReplicaSet) -> None:
+        serving = self._serving
+        if serving is not None and serving.version == fresh.version:
+            serving.absorb(fresh)
+            return
+        self._serving = fresh
+        if serving is not None:
+            self._retire(serving)
+
+    def _words(self, live: ReplicaSet) -> tuple[str, int, str]:
         return self._key.environment, live.version, live.run_id
 
-    def _retire(self, live: _Live) -> None:
+    def _retire(self, live: ReplicaSet) -> None:
         task = asyncio.create_task(self._drain(live))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _drain(self, live: _Live) -> None:
+    async def _drain(self, live: ReplicaSet) -> None:
         try:
-            if live.replica is not None:
-                await live.replica.drain()
-                await self._hooks.left(live.replica)
+            await live.drain(self._hooks.left)
         finally:
-            if live.replica is not None:
-                await live.replica.stop()
             await self._hooks.unused(live.run_id)
 
     async def _judge(self, made: Deployment) -> None:
@@ -263,7 +247,7 @@ class Keeper:
         self._crashes.add(live.version, self._clock())
         if never_served and hopeless:
             await self._give_up(made, live.version, text)
-        elif self._crashes.loops:
+        elif self._crashes.loops(made.replicas):
             is_crash = text.code == "replica_ended"
             await self._give_up(made, live.version, _looping(text) if is_crash else text)
         else:
@@ -272,6 +256,11 @@ class Keeper:
     async def _give_up(self, made: Deployment, version: int, text: Text) -> None:
         self._crashes.clear()
         self._hooks.ended(self._key, "failed")
+        if self._serving is not None and self._serving.version == version:
+            # What is left of it would be next.
+            live, self._serving = self._serving, None
+            self._absent_since = self._clock()
+            self._retire(live)
         if version == made.version:
             await self._store.saw(replace(made, failed_version=version, message=text))
         else:
@@ -283,11 +272,7 @@ class Keeper:
     async def _abandon(self) -> None:
         live, self._candidate = self._candidate, None
         assert live is not None  # noqa: S101 - next_action abandons only a candidate
-        assert live.task is not None  # noqa: S101
-        live.task.cancel()
-        await asyncio.wait([live.task])
-        if live.replica is not None:
-            await live.replica.stop()
+        await live.abandon()
         await self._hooks.unused(live.run_id)
 
     async def _stop(self, made: Deployment) -> None:
@@ -313,35 +298,38 @@ class Keeper:
             await self._hooks.unused(str(run_id))
         self._hooks.ended(self._key, "stopped")
 
-    async def _notice_crash(self, made: Deployment) -> None:
-        live = self._serving
-        if live is None or live.ended is None or not live.ended.done():
+    async def _notice_crashes(self, made: Deployment) -> None:
+        serving = self._serving
+        crashed = [] if serving is None else serving.take_crashed()
+        if serving is None or not crashed:
             return
-        self._serving = None
-        self._absent_since = self._clock()
-        failure = live.ended.result()
-        logger.warning("%s: version %s of run %s crashed: %s", *self._words(live), failure)
-        if failure.code != STUCK:
-            # A hanging prediction was the caller's input; it is no reason to give up.
-            self._crashes.add(live.version, self._clock())
-        self._hooks.restarted(self._key)
-        if live.replica is not None:
-            # Its target stays and reads as down until the version is back.
-            await live.replica.stop()
-        text = Text(code=failure.code, params=_evident(failure))
-        if self._crashes.loops:
-            await self._give_up(made, live.version, _looping(text))
+        if not serving.members:
+            self._serving = None
+            self._absent_since = self._clock()
+        text = Text(code="replica_ended")
+        for member in crashed:
+            failure = member.failure()
+            text = Text(code=failure.code, params=_evident(failure))
+            logger.warning("%s: version %s of run %s crashed: %s", *self._words(serving), failure)
+            if failure.code != STUCK:
+                # A hanging prediction was the caller's input; it is no reason to give up.
+                self._crashes.add(serving.version, self._clock())
+            self._hooks.restarted(self._key)
+            # Its target stays and reads as down until the replica is back.
+            await member.stop()
+        if self._crashes.loops(made.replicas):
+            await self._give_up(made, serving.version, _looping(text))
         else:
             await self._store.saw(replace(made, message=text))
 
     async def close(self) -> None:
         """Let go of what is half done; the engine ends the processes."""
-        lives = [live for live in (self._serving, self._candidate) if live is not None]
-        tasks: list[asyncio.Task[Any]] = [*self._retiring]
-        tasks += [task for live in lives for task in (live.task, live.ended) if task is not None]
-        for task in tasks:
+        for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for live in (self._serving, self._candidate):
+            if live is not None:
+                await live.forget()
 
     async def _leave(self) -> None:
         """Take everything down: the deployment was deleted."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextvars import Context
 from typing import TYPE_CHECKING
 
 from server.reconcile.keeper import Hooks, Keeper
+from server.reconcile.starts import Starts
 from server.states import Seen, Wanted
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Reconciler:
         self._store = store
         self._engine = engine
         self._hooks = hooks
+        self._starts = Starts(2 * (os.cpu_count() or 1))
         self._keepers: dict[DeploymentKey, Keeper] = {}
         self._tasks: dict[DeploymentKey, asyncio.Task[None]] = {}
         self._closing = False
@@ -50,7 +53,9 @@ class Reconciler:
         if keeper is not None:
             keeper.poke()
             return
-        self._keepers[key] = keeper = Keeper(key, self._store, self._engine, self._hooks)
+        self._keepers[key] = keeper = Keeper(
+            key, self._store, self._engine, self._hooks, self._starts
+        )
         # A context of its own: whoever asked first is not to stand in its log lines for good.
         task = asyncio.create_task(keeper.run(), context=Context())
         self._tasks[key] = task
@@ -85,7 +90,7 @@ class Reconciler:
             return Seen(served=made.serving_version, failed=made.failed_version)
         return keeper.seen(made)
 
-    def serving(self, key: DeploymentKey) -> Replica | None:
-        """Return the replica that takes a deployment's traffic now."""
+    def replicas(self, key: DeploymentKey) -> list[Replica]:
+        """Return the replicas that take a deployment's traffic now."""
         keeper = self._keepers.get(key)
-        return None if keeper is None else keeper.serving_replica
+        return [] if keeper is None else keeper.replicas

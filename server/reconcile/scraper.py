@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REPLICA = "0"
-
 
 def target_of(replica: Replica) -> Target:
     """Return how monitors know a replica; a restarted one keeps its labels."""
@@ -35,7 +33,7 @@ def target_of(replica: Replica) -> Target:
         run_id=spec.run_id,
         model=spec.key.model,
         environment=spec.key.environment,
-        replica=_REPLICA,
+        replica=str(spec.ordinal),
         version=str(spec.version),
     )
 

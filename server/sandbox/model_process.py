@@ -39,13 +39,22 @@ class ModelProcess:
     memory_bytes: int = 0
     listen_fd: int | None = None
     control_fd: int | None = None
+    share_fd: int | None = None
+    slot: int = 0
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """What it inherits, by the argument that says so."""
+        given = {"listen": self.listen_fd, "control": self.control_fd, "share": self.share_fd}
+        return {name: fd for name, fd in given.items() if fd is not None}
 
 
 def _arguments(process: ModelProcess) -> Sequence[str]:
     arguments = [process.command, "--spec", str(process.spec)]
-    for name, descriptor in (("listen", process.listen_fd), ("control", process.control_fd)):
-        if descriptor is not None:
-            arguments += [f"--{name}-fd", str(descriptor)]
+    for name, descriptor in process.descriptors.items():
+        arguments += [f"--{name}-fd", str(descriptor)]
+    if process.share_fd is not None:
+        arguments += ["--slot", str(process.slot)]
     return arguments
 
 
@@ -80,7 +89,7 @@ def launch_of(process: ModelProcess) -> Launch:
             process.spec.parent,
         ],
         env=_environment(process),
-        pass_fds=[fd for fd in (process.listen_fd, process.control_fd) if fd is not None],
+        pass_fds=list(process.descriptors.values()),
         memory_bytes=process.memory_bytes,
         file_bytes=_FILE_BYTES,
         gpu=bool(process.gpu),

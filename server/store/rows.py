@@ -132,6 +132,7 @@ def deployment_row(made: Deployment) -> Row:
         "failed_version": made.failed_version,
         "message": _message(made.message),
         "seen_at": _iso(made.seen_at),
+        "replicas": made.replicas,
     }
 
 

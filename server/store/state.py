@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 # Two facts with two writers: neither half is ever written by the other's.
-_WANTED = ("wanted", "version", "run_id", "wanted_at")
-_SEEN = ("port", "serving_version", "serving_run_id", "failed_version", "message", "seen_at")
+WANTED = ("wanted", "version", "run_id", "replicas", "wanted_at")
+SEEN = ("port", "serving_version", "serving_run_id", "failed_version", "message", "seen_at")
 
 
 def _with(known: Deployment, made: Deployment, half: tuple[str, ...]) -> Deployment:
@@ -233,9 +233,9 @@ class Store:
         async with self._writing:
             self._refuse_unknown(made.run_id)
             known = self.deployments.get(made.key)
-            kept = made if known is None else _with(known, made, _WANTED)
+            kept = made if known is None else _with(known, made, WANTED)
             async with self._database.write() as connection:
-                await self._write_deployment(connection, kept, _WANTED, new=known is None)
+                await self._write_deployment(connection, kept, WANTED, new=known is None)
             self._keep_deployment(kept)
 
     async def saw(self, made: Deployment) -> None:
@@ -244,9 +244,9 @@ class Store:
             known = self.deployments.get(made.key)
             if known is None:
                 return
-            kept = _with(known, replace(made, seen_at=now()), _SEEN)
+            kept = _with(known, replace(made, seen_at=now()), SEEN)
             async with self._database.write() as connection:
-                await self._write_deployment(connection, kept, _SEEN, new=False)
+                await self._write_deployment(connection, kept, SEEN, new=False)
             self._keep_deployment(kept)
 
     async def _write_deployment(

@@ -84,4 +84,5 @@ deployments = Table(
     Column("failed_version", Integer),
     Column("message", JSON),
     Column("seen_at", String(32)),
+    Column("replicas", Integer, nullable=False, server_default="1"),
 )

@@ -71,7 +71,7 @@ class World:
         made = self.made
         return public_phase(made.wanted, made.version, self.reconciler.seen(made))
 
-    async def want(self, version: int, wanted: Wanted = Wanted.UP) -> None:
+    async def want(self, version: int, wanted: Wanted = Wanted.UP, replicas: int = 1) -> None:
         made = Deployment(
             key=KEY,
             port=0,
@@ -80,6 +80,7 @@ class World:
             run_id=f"run{version}",
             wanted_at=now(),
             first_wanted_at=now(),
+            replicas=replicas,
         )
         if made.run_id not in self.store.runs:
             await self.store.add_run(
@@ -297,3 +298,86 @@ async def test_closing_while_a_replica_starts_leaves_no_task(world: World) -> No
     assert before
     await world.reconciler.close()
     assert [task for task in before if not task.done()] == []
+
+
+async def test_all_replicas_are_ready_before_the_first_takes_traffic(world: World) -> None:
+    await world.want(1, replicas=3)
+    await world.reach(Phase.SUCCEEDED)
+
+    journal = world.engine.journal
+    assert journal[-3:] == ["admit 1"] * 3
+    assert sorted(journal[:-3]) == ["ready 1"] * 3 + ["start 1"] * 3
+    assert sorted(replica.spec.ordinal for replica in world.engine.replicas) == [0, 1, 2]
+
+
+async def test_one_replica_that_cannot_serve_fails_the_version(world: World) -> None:
+    world.engine.kinds[1] = RefusesTheModel
+    await world.want(1, replicas=2)
+    await world.reach(Phase.FAILED)
+
+    assert all(replica.end.done() for replica in world.engine.replicas)
+
+
+async def test_a_crashed_replica_is_replaced_while_the_others_serve(world: World) -> None:
+    await world.want(1, replicas=2)
+    await world.reach(Phase.SUCCEEDED)
+    first, second = world.engine.replicas
+    first.crash()
+
+    await until(lambda: world.reconciler.seen(world.made).is_short)
+    assert world.phase is Phase.SUCCEEDED
+    assert world.reconciler.replicas(KEY) == [second]
+
+    await until(lambda: len(world.reconciler.replicas(KEY)) == 2)
+    assert not second.end.done()
+    assert [replica.spec.ordinal for replica in world.reconciler.replicas(KEY)] == [
+        first.spec.ordinal,
+        second.spec.ordinal,
+    ]
+    assert world.made.message is None
+
+
+async def test_replicas_that_crash_together_come_back_together(world: World) -> None:
+    await world.want(1, replicas=2)
+    await world.reach(Phase.SUCCEEDED)
+    for replica in list(world.engine.replicas):
+        replica.crash()
+
+    await until(lambda: len(world.engine.replicas) == 4 and world.phase is Phase.SUCCEEDED)
+    assert world.restarts == 2
+    assert len(world.reconciler.replicas(KEY)) == 2
+
+
+async def test_every_replica_of_a_replaced_version_is_drained(world: World) -> None:
+    await world.want(1, replicas=2)
+    await world.reach(Phase.SUCCEEDED)
+    await world.want(2)
+    await until(lambda: world.engine.journal.count("stop 1") == 2)
+
+    assert world.engine.journal.count("drain 1") == 2
+    assert [replica.spec.version for replica in world.reconciler.replicas(KEY)] == [2]
+
+
+async def test_a_failed_version_leaves_the_old_one_as_many_replicas_as_it_had(
+    world: World,
+) -> None:
+    await world.want(1)
+    await world.reach(Phase.SUCCEEDED)
+    world.engine.kinds[2] = RefusesTheModel
+    await world.want(2, replicas=3)
+    await world.reach(Phase.FAILED)
+
+    assert not world.reconciler.seen(world.made).is_short
+    assert len(world.reconciler.replicas(KEY)) == 1
+
+
+async def test_stopping_while_a_missing_replica_starts_ends_all_of_them(world: World) -> None:
+    await world.want(1, replicas=2)
+    await world.reach(Phase.SUCCEEDED)
+    world.engine.kinds[1] = NeverReady
+    world.engine.replicas[0].crash()
+    await until(lambda: len(world.engine.replicas) == 3)
+    await world.want(1, Wanted.STOPPED, replicas=2)
+
+    await until(lambda: all(replica.end.done() for replica in world.engine.replicas))
+    assert world.reconciler.replicas(KEY) == []

@@ -143,7 +143,6 @@ def test_a_zipmap_is_answered_as_a_table(onnx: dict[str, Proof]) -> None:
     ("name", "code"),
     [
         ("sequence", "onnx_type_unsupported"),
-        ("bfloat", "onnx_type_unsupported"),
         ("never_finite", "smoke_test_not_finite"),
         ("external", "onnx_missing_external_data"),
         ("outside", "onnx_missing_external_data"),

@@ -54,7 +54,7 @@ def test_torchscript_answers_as_torch_does(
         ("any_images", {"input": ("FP32", [-1, 3, -1, -1])}),
         ("words", {"ids": ("INT64", [-1, -1])}),
         ("recurrent", {"x": ("FP32", [-1, -1, 3])}),
-        ("half", {"input": ("FP32", [-1, 4])}),
+        ("half", {"input": ("BF16", [-1, 4])}),
     ],
 )
 def test_shapes_are_learned_from_the_first_weights(

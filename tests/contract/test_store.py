@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +14,7 @@ from server.records import Deployment, DeploymentKey, Preparation, Run, Text, no
 from server.states import Phase, Wanted
 from server.store import tables
 from server.store.database import Database
-from server.store.state import Store
+from server.store.state import SEEN, WANTED, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -188,3 +188,8 @@ async def test_deleting_a_run_takes_everything_of_it(database: Database, store: 
         assert not seen.leases
         assert not seen.deployments
         assert seen.deployments_called(run.run_id) == []
+
+
+def test_every_field_of_a_deployment_has_one_writer() -> None:
+    at_creation = {"key", "first_wanted_at"}
+    assert sorted(WANTED + SEEN) == sorted({one.name for one in fields(Deployment)} - at_creation)

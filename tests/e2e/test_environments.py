@@ -128,7 +128,7 @@ async def test_each_kind_gets_an_environment_that_runs_it(
     built: Built, kind: str, module: str, version: str
 ) -> None:
     environment = await built.of(kind)
-    program = f"import {module}, aiohttp, prometheus_client, orjson; print({module}.__version__)"
+    program = f"import {module}, httptools, prometheus_client, orjson; print({module}.__version__)"
     assert in_environment(environment, program) == version
     assert not [name for name in environment.lock.packages if name.startswith("nvidia")]
 

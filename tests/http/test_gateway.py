@@ -179,14 +179,14 @@ async def in_front_of(port: int, settings: Settings | None = None) -> AsyncItera
     settings = settings or Settings()
     refusals: list[Any] = []
     replica = SimpleNamespace(
-        port=port, spec=SimpleNamespace(replica_id="r1", model={"secret": "s"})
+        port=port, spec=SimpleNamespace(run_id="r1", version=1, model={"secret": "s"})
     )
     made: Any = SimpleNamespace(key=KEY, wanted=Wanted.UP)
     app = web.Application()
     app[keys.SETTINGS] = settings
     fakes: dict[Any, Any] = {
         keys.STORE: SimpleNamespace(deployments_called=lambda name: [made] * (name == "iris")),
-        keys.RECONCILER: SimpleNamespace(serving=lambda _key: replica),
+        keys.RECONCILER: SimpleNamespace(replicas=lambda _key: [replica]),
         keys.SCRAPER: SimpleNamespace(refused=refusals.append, targets=list),
     }
     for key, fake in fakes.items():

@@ -109,7 +109,7 @@ class InProcessEngine(Engine):
         self.listening.discard(key)
 
 
-async def spec_for(made: Deployment, version: int, run_id: str) -> ReplicaSpec:
+async def spec_for(made: Deployment, version: int, run_id: str, ordinal: int = 0) -> ReplicaSpec:
     from pathlib import Path
 
     nowhere = Path("/nonexistent")
@@ -118,6 +118,7 @@ async def spec_for(made: Deployment, version: int, run_id: str) -> ReplicaSpec:
         key=made.key,
         run_id=run_id,
         version=version,
+        ordinal=ordinal,
         python=nowhere,
         environment=nowhere,
         tree=nowhere,

@@ -165,9 +165,16 @@ class Caller:
             f"/prepare/status?runId={run_id}", lambda s: s["phase"] != "Running", seconds
         )
 
-    async def deploy(self, run_id: str, environment: str = "dev", seconds: float = 60) -> Any:
+    async def deploy(
+        self,
+        run_id: str,
+        environment: str = "dev",
+        seconds: float = 60,
+        replicas: int | None = None,
+    ) -> Any:
         """Deploy a run and return the status in which it ends."""
-        await self.post(f"/deploy/start?runId={run_id}&env={environment}")
+        asked = "" if replicas is None else f"&replicas={replicas}"
+        await self.post(f"/deploy/start?runId={run_id}&env={environment}{asked}")
         return await self.until(
             f"/deploy/status?runId={run_id}&env={environment}",
             lambda s: s["phase"] != "Running",

@@ -14,9 +14,18 @@ def test_pauses_double_up_to_the_limit() -> None:
 def test_five_crashes_within_the_window_are_a_loop() -> None:
     crashes = Crashes()
     for at in range(CRASHES):
-        assert not crashes.loops
+        assert not crashes.loops(1)
         crashes.add(1, at)
-    assert crashes.loops
+    assert crashes.loops(1)
+
+
+def test_several_replicas_may_crash_so_much_more_often() -> None:
+    crashes = Crashes()
+    for at in range(2 * CRASHES - 1):
+        crashes.add(1, at)
+    assert not crashes.loops(2)
+    crashes.add(1, 2 * CRASHES)
+    assert crashes.loops(2)
 
 
 def test_old_crashes_are_forgotten() -> None:
@@ -24,7 +33,7 @@ def test_old_crashes_are_forgotten() -> None:
     for at in range(CRASHES - 1):
         crashes.add(1, at)
     crashes.add(1, WINDOW_SECONDS + CRASHES)
-    assert not crashes.loops
+    assert not crashes.loops(1)
     assert crashes.retry_at == WINDOW_SECONDS + CRASHES + 0.5
 
 
@@ -33,4 +42,4 @@ def test_crashes_of_another_version_do_not_count() -> None:
     for at in range(CRASHES - 1):
         crashes.add(1, at)
     crashes.add(2, CRASHES)
-    assert not crashes.loops
+    assert not crashes.loops(1)

@@ -3,9 +3,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from server.model_server.sharing import FRESH_SECONDS, SIZE, SLOTS, Share
+from server.model_server.sharing import FRESH_SECONDS, SLOT_BYTES, Share
 
 Make = Callable[[int], Share]
+SLOTS = 8
 
 
 class Clock:
@@ -24,7 +25,7 @@ def clock() -> Clock:
 @pytest.fixture
 def make(clock: Clock) -> Iterator[Make]:
     descriptor = os.memfd_create("shares")
-    os.ftruncate(descriptor, SIZE)
+    os.ftruncate(descriptor, SLOTS * SLOT_BYTES)
     yield lambda slot: Share(descriptor, slot, clock)
     os.close(descriptor)
 
@@ -82,10 +83,10 @@ def test_there_are_no_places_beyond_the_last(make: Make) -> None:
         make(SLOTS)
 
 
-def test_memory_that_is_too_small_is_not_mapped(clock: Clock) -> None:
+def test_memory_without_room_is_not_mapped(clock: Clock) -> None:
     descriptor = os.memfd_create("empty")
     try:
-        with pytest.raises(ValueError, match="length"):
+        with pytest.raises(ValueError, match="out of range"):
             Share(descriptor, 0, clock)
     finally:
         os.close(descriptor)

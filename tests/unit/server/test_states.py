@@ -9,14 +9,15 @@ CANDIDATES = [(None, None), *product((1, 2), Candidate)]
 EVERY_SEEN = [
     Seen(
         serving=serving,
+        is_short=is_short and serving is not None,
         candidate=candidate,
         candidate_state=state,
         served=served,
         failed=failed,
         backing_off=backing_off,
     )
-    for serving, (candidate, state), served, failed, backing_off in product(
-        VERSIONS, CANDIDATES, VERSIONS, VERSIONS, (False, True)
+    for serving, is_short, (candidate, state), served, failed, backing_off in product(
+        VERSIONS, (False, True), CANDIDATES, VERSIONS, VERSIONS, (False, True)
     )
 ]
 
@@ -50,12 +51,12 @@ def _after(action: Action, seen: Seen) -> Seen:
         case Action.WAIT:
             values |= {"candidate_state": Candidate.READY}
         case Action.ADMIT:
-            values |= {"serving": seen.candidate, "served": seen.candidate}
+            values |= {"serving": seen.candidate, "served": seen.candidate, "is_short": False}
             values |= {"candidate": None, "candidate_state": None}
         case Action.ABANDON | Action.JUDGE:
             values |= {"candidate": None, "candidate_state": None}
         case Action.STOP:
-            values |= {"serving": None, "served": None, "failed": None}
+            values |= {"serving": None, "served": None, "failed": None, "is_short": False}
         case Action.BACK_OFF:
             values |= {"backing_off": False}
         case Action.NOTHING:
@@ -76,6 +77,17 @@ def test_a_version_that_failed_leaves_the_old_one_serving() -> None:
 def test_the_old_version_is_started_again_after_a_restart_if_the_new_one_had_failed() -> None:
     assert goal(2, Seen(served=1, failed=2)) == 1
     assert next_action(Wanted.UP, 2, Seen(served=1, failed=2)) is Action.START
+
+
+def test_a_replica_that_is_missing_is_started_beside_the_others() -> None:
+    seen = Seen(serving=1, served=1, is_short=True)
+    assert next_action(Wanted.UP, 1, seen) is Action.START
+    assert public_phase(Wanted.UP, 1, seen) is Phase.SUCCEEDED
+
+
+def test_a_new_version_comes_before_the_missing_replicas_of_the_old_one() -> None:
+    seen = Seen(serving=1, served=1, is_short=True, candidate=1, candidate_state=Candidate.STARTING)
+    assert next_action(Wanted.UP, 2, seen) is Action.ABANDON
 
 
 def test_a_crash_loop_is_not_tried_again() -> None:
