@@ -262,7 +262,8 @@ class Connection(asyncio.Protocol):
         if self._is_writing:
             return
         self._finish()
-        if not request.keeps or self._waiting or self._refusal or self._reader.request:
+        is_busy = self._waiting or self._refusal or self._reader.request
+        if not request.keeps or is_busy or self._is_paused:
             self._advance()
 
     def _write(self, response: Response, request: Optional[Request]) -> None:

@@ -236,6 +236,19 @@ async def test_one_that_asks_ahead_is_read_no_further_until_it_is_answered(
     writer.close()
 
 
+async def test_one_that_asked_ahead_is_read_further_after_the_last_answer(
+    replica: Running,
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    for _ in range(3):
+        writer.write(PREDICTION * 2)
+        for _answer in range(2):
+            raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            assert statuses(raw) == [200]
+            await reader.readexactly(int(raw.partition(b"Content-Length: ")[2].split(b"\r\n")[0]))
+    writer.close()
+
+
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(replica: Running) -> None:
     for data in (PREDICTION[:30], PREDICTION[:-5], PREDICTION, PREDICTION * 3 + PREDICTION[:50]):
         _reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
