@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -34,7 +33,7 @@ _SMALL_BYTES = 64 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """Answers the requests that its reader makes of what arrives."""
 
     def __init__(
@@ -75,8 +74,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Join the connections that are open."""
         self._transport = transport
-        # Every write is tried at once, and what is left of it is told by pause_writing.
-        transport.set_write_buffer_limits(high=0, low=0)
         self._joined(self)
 
     def connection_lost(self, exc: Optional[BaseException]) -> None:
@@ -92,14 +89,14 @@ class Connection(asyncio.Protocol):
         if self._current is not None and self._status:
             self._finish()
 
-    def data_received(self, data: bytes) -> None:
-        """Read requests; a request's clock starts with its first byte."""
+    def data_arrived(self, data: bytes, now: float, arrived: float) -> None:
+        """Read requests; a request's clock starts with the arrival of its first byte."""
         if self._is_deaf:
             return
-        self._last = now = time.perf_counter()
+        self._last = now
         reader = self._reader
         try:
-            reader.feed(data, now)
+            reader.feed(data, now, arrived)
         except Refusal as refusal:
             if not self._is_deaf:
                 self._refuse(refusal)
@@ -348,7 +345,7 @@ class Connection(asyncio.Protocol):
     def _watch_reading(self, now: float) -> None:
         reader = self._reader
         if reader.request is not None:
-            taken = now - reader.request.began
+            taken = now - reader.began
             is_slow = taken > BODY_SLOW_AFTER_SECONDS and reader.size < taken * BYTES_PER_SECOND
             if is_slow or now - self._last > BODY_IDLE_SECONDS:
                 self._refuse(Refusal(408, "request_too_slow"))

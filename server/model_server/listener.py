@@ -15,6 +15,7 @@ from server.model_server.reading import KnownHeads
 from server.model_server.refusals import Answers
 from server.model_server.requests import Handler, Heads
 from server.model_server.sharing import Share
+from server.model_server.wires import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,6 @@ class Listener:
         self._reading = False
         self._yielded = 0.0
         self._open: Set[Connection] = set()
-        self._adopting: Set[asyncio.Task[None]] = set()
         self._all_left = asyncio.Event()
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         sock.setblocking(False)
@@ -67,7 +67,7 @@ class Listener:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._open) + len(self._adopting)
+        return len(self._open)
 
     @property
     def open_connections(self) -> Set[Connection]:
@@ -102,8 +102,6 @@ class Listener:
     async def finish(self) -> None:
         """End every connection and wait for what ran on it."""
         self._sweeping.cancel()
-        for task in list(self._adopting):
-            task.cancel()
         self.abort()
         if self.connections:
             self._all_left.clear()
@@ -169,9 +167,7 @@ class Listener:
                 self._pause(_RETRY_ACCEPT_SECONDS)
                 return
             self._yielded = 0.0
-            task = self._loop.create_task(self._adopt(accepted))
-            self._adopting.add(task)
-            task.add_done_callback(self._adopting.discard)
+            Wire(self._loop, accepted, self._connection())
             self._changed()
 
     def _leaves_it_to_others(self) -> bool:
@@ -187,13 +183,6 @@ class Listener:
             return False
         self._pause(min(excess * _YIELD_SECONDS, _LONGEST_YIELD_SECONDS))
         return True
-
-    async def _adopt(self, accepted: socket.socket) -> None:
-        accepted.setblocking(False)
-        try:
-            await self._loop.connect_accepted_socket(self._connection, accepted)
-        except OSError:
-            accepted.close()
 
     def _connection(self) -> Connection:
         return Connection(

@@ -64,7 +64,7 @@ class RequestReader:
     """Reads the requests of one connection, one after the other.
 
     ``request`` is the one whose body is being read; ``in_head`` is true within a head, and
-    ``began`` says when that began, in seconds of ``time.perf_counter``.
+    ``began`` says when reading that began, in seconds of ``time.perf_counter``.
     """
 
     def __init__(self, sink: Sink, known: KnownHeads) -> None:
@@ -75,7 +75,7 @@ class RequestReader:
         self._headers: Dict[bytes, bytes] = {}
         self._pieces: List[bytes] = []
         self._raw = self._arrived = 0
-        self._now = 0.0
+        self._now = self._came = self._first = 0.0
         self._refusal: Optional[Refusal] = None
         self._last_head: Optional[Head] = None
         self.request: Optional[Request] = None
@@ -86,8 +86,8 @@ class RequestReader:
         self.is_over = False
         """Whether nothing more can be read: another protocol would begin."""
 
-    def feed(self, data: bytes, now: float) -> None:
-        """Read what arrived at a time of ``time.perf_counter``.
+    def feed(self, data: bytes, now: float, arrived: float) -> None:
+        """Read what is there ``now`` and had ``arrived`` before; times of ``time.perf_counter``.
 
         Raises:
             Refusal: it is not what HTTP allows, or too much of it.
@@ -97,9 +97,10 @@ class RequestReader:
             end = data.find(_END) + 4
             head = self._known.get(data[:end])
             if head is not None and len(data) - end == head.length:
-                self._sink.whole_came(Request(head, now, self._sink, data[end:]))
+                self._sink.whole_came(Request(head, arrived, self._sink, data[end:]))
                 return
         self._now = now
+        self._came = arrived
         self._arrived = len(data)
         self._raw += self._arrived
         self._last_head = None
@@ -138,6 +139,7 @@ class RequestReader:
         """Begin a request."""
         self.in_head = True
         self.began = self._now
+        self._first = self._came
         self._url = b""
         self._headers = {}
 
@@ -170,7 +172,7 @@ class RequestReader:
             self._give_up(_head_too_large())
         if not _is_well_framed(head) or (upgrades and head.has_body):
             self._give_up(Refusal(400, "request_malformed"))
-        self.request = Request(head, self.began, self._sink)
+        self.request = Request(head, self._first, self._sink)
         self.size = 0
         # At most: a part of it was the head.
         self._raw = self._arrived

@@ -52,7 +52,7 @@ class Head:
 class Request:
     """One request; ``body`` is there when it is handled.
 
-    ``began`` is the ``time.perf_counter()`` of its first byte. ``connection`` answers it.
+    ``began`` is the ``time.perf_counter()`` at which its first byte arrived. ``connection`` answers it.
     """
 
     __slots__ = ("began", "body", "connection", "head", "held", "keeps")

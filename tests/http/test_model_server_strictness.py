@@ -348,10 +348,10 @@ def test_heads_are_remembered_only_if_they_mean_the_same_again() -> None:
         (PREDICTION, ["whole"]),
     ):
         came.clear()
-        reader.feed(data, 1.0)
+        reader.feed(data, 1.0, 1.0)
         assert came == expected
     once = READY[:-2] + b"X-Request-Id: 1\r\n\r\n"
     for _ in range(2):
         came.clear()
-        reader.feed(once, 1.0)
+        reader.feed(once, 1.0, 1.0)
         assert came == ["head", "body"]
