@@ -31,7 +31,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 HELP = {
     names.REQUESTS: "Predictions answered, by class of the answer's status.",
-    names.DURATION: "Time from the head of a prediction's request to its answer.",
+    names.DURATION: "Time from the arrival of a prediction's request to its answer.",
     names.IN_PROGRESS: "Predictions being answered at the moment.",
     names.MODEL_INFO: "What is being served.",
     names.START_TIME: "When the process started, in seconds since 1970.",

@@ -28,7 +28,7 @@ _LAYOUT = hashlib.sha256("\n".join(LAYOUT).encode()).hexdigest()
 
 
 def dump(monitor: EmbeddedMonitor) -> bytes:
-    """Write down every target's life; some 4 KB each."""
+    """Write down every target's life; some 6 KB each."""
     lives = [_document(life) for life in monitor.lives()]
     return json.dumps({"layout": _LAYOUT, "lives": lives}, separators=(",", ":")).encode()
 

@@ -58,7 +58,7 @@ def test_the_vector_holds_requests_by_class_and_then_cumulated_buckets() -> None
     vector, gauges, info = parse(used(5).text())
 
     assert list(vector[:BUCKETS_FROM]) == [5, 0, 0]
-    assert len(vector) == len(LAYOUT) == 3 + 193
+    assert len(vector) == len(LAYOUT) == 3 + 341
     assert vector[-1] == 5
     assert list(vector[BUCKETS_FROM:]) == sorted(vector[BUCKETS_FROM:])
     assert gauges[names.START_TIME] == 1.7e9

@@ -142,7 +142,7 @@ def test_the_newest_sample_outlives_every_trimming() -> None:
 def test_memory_is_bounded_and_the_whole_life_stays_exact() -> None:
     random = Random(5)
     limit = 40_000
-    kept, values = samples(coarse_bytes=limit), [0.0] * 193
+    kept, values = samples(coarse_bytes=limit), [0.0] * 341
     for number in range(3000):
         for _ in range(10):
             values[random.randrange(193)] += 1

@@ -12,17 +12,19 @@ from metrics import names
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_ladder_has_192_bounds_from_a_millisecond_to_a_minute() -> None:
-    assert len(names.LATENCY_BOUNDS) == 192
-    assert names.LATENCY_BOUNDS[0] == 0.001
+def test_the_ladder_has_340_bounds_from_a_fifth_of_a_millisecond_to_a_minute() -> None:
+    assert len(names.LATENCY_BOUNDS) == 340
+    assert names.LATENCY_BOUNDS[0] == 0.0002
     assert names.LATENCY_BOUNDS[-3:] == (10.0, 30.0, 60.0)
 
 
-def test_neighbouring_bounds_up_to_ten_seconds_are_at_most_five_percent_apart() -> None:
-    ratios = [upper / lower for lower, upper in pairwise(names.LATENCY_BOUNDS[:-2])]
+def test_neighbouring_bounds_are_three_percent_apart_and_five_above_a_second() -> None:
+    pairs = list(pairwise(names.LATENCY_BOUNDS[:-2]))
+    ratios = {upper: upper / lower for lower, upper in pairs}
 
-    assert max(ratios) < 1.0515
-    assert min(ratios) > 1.03
+    assert max(ratio for upper, ratio in ratios.items() if upper <= 1.0) < 1.031
+    assert max(ratios.values()) < 1.051
+    assert min(ratios.values()) > 1
 
 
 def test_every_bound_is_written_with_a_point_and_reads_back() -> None:
