@@ -101,7 +101,7 @@ class Connection:
             if not self._is_deaf:
                 self._refuse(refusal)
             return
-        if reader.request is not None:
+        if reader.request is not None and not self._is_deaf:
             self._hold(reader.request)
         elif reader.is_over:
             self._is_deaf = True
@@ -137,7 +137,8 @@ class Connection:
 
     def head_came(self, request: Request) -> None:
         """Show a head to the handler before its body is read, if it is its turn."""
-        if self._current is None and not self._waiting:
+        # Deaf within one piece: what stands behind a rejected request is nobody's.
+        if self._current is None and not self._waiting and not self._is_deaf:
             self._judge(request)
 
     def body_came(self, request: Request) -> None:
@@ -322,6 +323,10 @@ class Connection:
     def _linger(self) -> None:
         """Give a client that still sends the time to read why it was refused."""
         self._is_deaf = True
+        if self._is_paused:
+            # What it sent has to be read, so that its end is seen and it is not reset.
+            self._is_paused = False
+            self._transport.resume_reading()
         self._closes_at = time.perf_counter()
         if self._at_eof or self._transport.is_closing():
             self._transport.close()
