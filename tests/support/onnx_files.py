@@ -226,3 +226,14 @@ def shifted(amount: float) -> bytes:
         [value("y", tensor_type(FLOAT, ["batch", 2]))],
         initializers=[tensor("b", [2], [amount, amount])],
     )
+
+
+def busy(layers: int, width: int = 512) -> bytes:
+    """Model that multiplies with one matrix again and again: its time grows with ``layers``."""
+    names = ["x", *(f"x{layer}" for layer in range(1, layers)), "y"]
+    return model(
+        [node("MatMul", [names[i], "w"], [names[i + 1]]) for i in range(layers)],
+        [value("x", tensor_type(FLOAT, ["batch", width]))],
+        [value("y", tensor_type(FLOAT, ["batch", width]))],
+        initializers=[tensor("w", [width, width], [1.0 / width] * width * width)],
+    )
