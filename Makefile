@@ -25,11 +25,11 @@ WITH_LINKS = PERSEPHONE_WHEEL_LINKS="$${PERSEPHONE_WHEEL_LINKS-$$( \
 	$(BIN)/python -m pip config get global.find-links; } 2>/dev/null | tr -s ' \n' ',' | \
 	sed 's/,$$//')}"
 
-.PHONY: help run demo check test e2e soak bench clean debian
+.PHONY: help run demo check test e2e soak bench bench-serving clean debian
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 run: $(RUN_READY) ## install what is needed and start the service
 	@$(WITH_LINKS) exec $(BIN)/python -m server
@@ -65,6 +65,10 @@ bench: $(DEV_READY) ## run every benchmark; each prints its ratios
 	@for program in $$(grep -l '__main__' benchmarks/*.py); do \
 		echo "== $$program"; $(WITH_LINKS) $(BIN)/python "$$program" || exit 1; \
 	done
+	@echo "== benchmarks/serving"; $(WITH_LINKS) $(BIN)/python -m benchmarks.serving
+
+bench-serving: $(DEV_READY) ## measure serving beside its peers and write docs/benchmarks.md
+	@$(WITH_LINKS) $(BIN)/python -m benchmarks.serving --docs $(SERVING)
 
 clean: ## remove .venv and caches; the data folder stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

@@ -1,0 +1,1 @@
+"""The serving benchmark: this service and its peers under the same load."""
