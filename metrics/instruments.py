@@ -10,13 +10,6 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
-
 from metrics import names
 
 if TYPE_CHECKING:
@@ -118,6 +111,14 @@ class InferenceInstruments:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, as a registry asks for them."""
+        # Replicas write their figures themselves, and would carry 4 MiB for nothing.
+        from prometheus_client.core import (  # noqa: PLC0415
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+            InfoMetricFamily,
+        )
+
         requests = CounterMetricFamily(names.REQUESTS, HELP[names.REQUESTS], labels=("code",))
         for code, count in self._requests.items():
             requests.add_metric((code,), count)
