@@ -29,7 +29,7 @@ WITH_LINKS = PERSEPHONE_WHEEL_LINKS="$${PERSEPHONE_WHEEL_LINKS-$$( \
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(RUN_READY) ## install what is needed and start the service
 	@$(WITH_LINKS) exec $(BIN)/python -m server

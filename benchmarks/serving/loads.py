@@ -58,7 +58,11 @@ def body_of(model: Model, form: str) -> Body:
     json_type = {"Content-Type": "application/json"}
     if form == "rows":
         return Body(json.dumps({"inputs": [model.row]}).encode(), json_type)
-    tensor = {"name": model.input, "datatype": model.datatype, "shape": [1, len(model.row)]}
+    tensor: dict[str, Any] = {
+        "name": model.input,
+        "datatype": model.datatype,
+        "shape": [1, len(model.row)],
+    }
     if form == "oip":
         return Body(json.dumps({"inputs": [{**tensor, "data": model.row}]}).encode(), json_type)
     data = array(model.row, float32 if model.datatype == "FP32" else int32).tobytes()

@@ -41,7 +41,7 @@ class Measuring:
         self._folder = folder
         self._seconds = seconds
         self.rows: list[dict[str, Any]] = []
-        self.failures: list[dict[str, str]] = []
+        self.failures: list[dict[str, Any]] = []
 
     async def round(
         self, number: int, model: Model, servers: Sequence[Ours | Peer], workers: int = 1
@@ -58,7 +58,7 @@ class Measuring:
                     await self._loads(server, model, running, raw, {**known, "round": number})
             except NotServingError as error:
                 say(f"  does not serve: {error}")
-                self.failures.append({**known, "why": str(error)})  # type: ignore[dict-item]
+                self.failures.append({**known, "why": str(error)})
 
     async def _loads(
         self,
