@@ -26,6 +26,7 @@ except ImportError:
 _KEPT_BYTES = 1 << 20
 """The parser's memory grows with the largest body; beyond this one is made for the request."""
 _MAX_RANK = 32
+_MAX_DIMENSION = 2**31 - 1
 _BOM = 0xEF
 """How a mark begins that this parser skips, and that is no JSON."""
 _FIELDS = 4
@@ -180,7 +181,7 @@ def _count(shape: List[Any], declared: Optional[_Shape]) -> int:
         raise _UnsureError
     elements = 1
     for wanted, size in zip(declared, shape):
-        if type(size) is not int or wanted not in (size, -1) or size < 0:
+        if type(size) is not int or wanted not in (size, -1) or not 0 <= size <= _MAX_DIMENSION:
             raise _UnsureError
         elements *= size
     return elements
