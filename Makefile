@@ -58,7 +58,7 @@ soak: $(DEV_READY) ## repeat the tests with new seeds for SOAK_MINUTES (30)
 	@end=$$(( $$(date +%s) + $(SOAK_MINUTES) * 60 )); \
 	while [ "$$(date +%s)" -lt "$$end" ]; do \
 		seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed: $$seed"; \
-		TEST_KILLS=40 $(BIN)/python -m pytest -q -x --hypothesis-seed="$$seed" || exit 1; \
+		TEST_KILLS=40 TEST_FUZZ=10 $(BIN)/python -m pytest -q -x --hypothesis-seed="$$seed" || exit 1; \
 	done
 
 bench: $(DEV_READY) ## run every benchmark; each prints its ratios

@@ -1,30 +1,28 @@
-"""Whatever comes on a connection of the data plane: bytes, cuts, heads, sequences, bodies.
-
-``TEST_FUZZ`` multiplies the number of examples.
-"""
+"""Whatever comes on a connection of the data plane: bytes, cuts, heads, chunks, sequences."""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import queue
+import socket
+import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+import uvloop
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.driven import outcome, reference
+from tests.support.fuzzing import SECONDS, examples
+from tests.support.model_replica import RUN, Running, compiled_messages, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
-FACTOR = float(os.environ.get("TEST_FUZZ", "1"))
-
-
-def examples(number: int) -> Callable[[Any], Any]:
-    """Say how many examples a test tries."""
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=max(1, round(number * FACTOR)), suppress_health_check=slow)
-
+pytestmark = pytest.mark.timeout(SECONDS)
 
 # ── requests, right ones and others
 
@@ -256,3 +254,78 @@ def test_what_bytes_mean_does_not_depend_on_how_they_came(
 def test_nothing_is_taken_that_a_strict_reader_does_not_take(data: bytes) -> None:
     ours = outcome([data]).taken
     assert ours == reference(data)[: len(ours)]
+
+
+# ── on real sockets
+
+
+class Served:
+    """A replica in a thread of its own, and clients that block."""
+
+    def __init__(self, running: Running) -> None:
+        self.port = running.port
+        self.running = running
+        self.loop = asyncio.get_running_loop()
+
+    def exchange(self, pieces: list[bytes]) -> bytes:
+        """Send pieces, then say that no more will come, and read until the connection ends."""
+        raw = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    sock.sendall(piece)
+                sock.shutdown(socket.SHUT_WR)
+                while piece := sock.recv(65536):
+                    raw += piece
+        return raw
+
+    def state(self) -> Any:
+        """What the replica says of itself."""
+        asked = asyncio.run_coroutine_threadsafe(self.running.order("/state", "GET"), self.loop)
+        return asked.result(30)[1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("replica")
+    found: queue.Queue[Served] = queue.Queue()
+    ended = threading.Event()
+
+    async def serve() -> None:
+        async with running(compiled_messages(folder / "locale"), folder) as one:
+            found.put(Served(one))
+            await asyncio.to_thread(ended.wait)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield found.get(timeout=60)
+    finally:
+        ended.set()
+        thread.join()
+
+
+@examples(60)
+@given(st.binary(max_size=300) | mangled(), st.lists(st.integers(0, 9999), max_size=3))
+def test_no_bytes_bring_the_server_down_or_hang_it(
+    served: Served, data: bytes, places: list[int]
+) -> None:
+    pieces = cut(data.replace(b"/models/shop/", b"/models/%b/" % RUN.encode()), places)
+    raw = served.exchange(pieces)
+    assert b"internal_error" not in raw
+    assert b"HTTP/1.1 5" not in raw
+    assert raw.count(b"\r\nServer: persephone\r\n") <= data.count(b"HTTP/1.") + 1
+    assert served.exchange([RIGHT[0]]).startswith(b"HTTP/1.1 200 ")
+
+
+def test_nothing_is_under_way_after_all_that(served: Served) -> None:
+    for _ in range(3000):
+        state = served.state()
+        if not state["in_flight"] and not state["connections"]:
+            return
+    pytest.fail(str(state))
