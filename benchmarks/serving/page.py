@@ -86,7 +86,7 @@ def _machine(saved: dict[str, Any]) -> str:
     return (
         f"- {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, no GPU; "
         f"Linux {machine['kernel']}; Python {machine['python']}; {machine['wrk']}; "
-        f"{saved['rounds']} rounds of {saved['seconds']} s; {saved['date']}; load average of the "
+        f"rounds: {saved['rounds']}, seconds of a load: {saved['seconds']}; {saved['date']}; load average of the "
         f"machine meanwhile {machine['load_average']}.\n- {versions}.\n"
     )
 

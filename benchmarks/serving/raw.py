@@ -30,7 +30,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     asked = session.get_inputs()[0]
     dtype = np.float32 if asked.type == "tensor(float)" else np.int32
-    feed = {asked.name: np.ones((1, columns), dtype)}
+    feed: dict[str, Any] = {asked.name: np.ones((1, columns), dtype)}
     for _ in range(20):
         session.run(None, feed)
     counted: list[int] = []

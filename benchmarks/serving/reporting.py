@@ -143,7 +143,7 @@ def _p95(row: Row) -> float:
 
 
 def median(rows: Sequence[Row], name: str) -> float:
-    return statistics.median(row[name] for row in rows)
+    return float(statistics.median(row[name] for row in rows))
 
 
 def figure(value: float) -> str:
