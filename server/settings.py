@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -163,6 +164,7 @@ def _database_url(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=64)
 def is_loopback_host(name: str) -> bool:
     """Whether a host's name or address means this machine only."""
     if name == "localhost":

@@ -44,6 +44,14 @@ async def defer_continue(request: web.Request) -> None:
 
 async def read_body(request: web.Request, max_bytes: int, pace: Pace | None = None) -> bytes:
     """Return the whole body. Raises what :class:`PacedBody` raises, and ``TooLargeError``."""
+    content = request.content
+    if (
+        content.is_eof()
+        and content.exception() is None
+        and (request.content_length or 0) <= max_bytes
+    ):
+        # A small body came with its head: nothing to wait for, and no pace to keep.
+        return content.read_nowait()
     return b"".join([piece async for piece in body_pieces(request, max_bytes, pace)])
 
 

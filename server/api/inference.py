@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from yarl import URL
-
 from server import __version__, keys
 from server.api import parameters
 from server.api.gateway import GATEWAY
 from server.api.replies import reply
 from server.api.sessions import owner_of
+from server.api.upstream import Place
 from server.errors import NotFoundError, UnauthenticatedError, UnavailableError
 from server.states import Wanted
 
@@ -52,26 +51,22 @@ async def forward(request: web.Request) -> web.StreamResponse:
         raise _nobody(request, made)
     # They share one address and one secret: whichever is free takes the connection.
     spec = replicas[0].spec
-    url = _replica_url(request, replicas[0].port)
-    pool = f"{spec.run_id}.{spec.version}"
+    host = request.app[keys.SETTINGS].replica_host
+    place = Place(host, replicas[0].port, f"{spec.run_id}.{spec.version}")
+    secret = spec.model.get("secret")
     try:
-        return await request.app[GATEWAY].forward(request, url, pool, spec.model.get("secret"))
+        return await request.app[GATEWAY].forward(request, place, _target(request), secret)
     except UnavailableError:
         _count_refusal(request, made)
         raise
 
 
-def _replica_url(request: web.Request, port: int) -> URL:
-    host = request.app[keys.SETTINGS].replica_host
+def _target(request: web.Request) -> str:
+    """Return the path and query for the replica."""
     # Of the path that was routed: the request line may name a whole address, of any host.
-    path = request.rel_url.raw_path.split("/", 2)[2]
-    return URL.build(
-        scheme="http",
-        authority=URL.build(scheme="http", host=host, port=port).raw_authority,
-        path=f"/{path}",
-        query_string=request.rel_url.raw_query_string,
-        encoded=True,
-    )
+    path = "/" + request.rel_url.raw_path.split("/", 2)[2]
+    query = request.rel_url.raw_query_string
+    return f"{path}?{query}" if query else path
 
 
 def _deployment(request: web.Request, environment: str, name: str, owner: str | None) -> Deployment:

@@ -197,11 +197,12 @@ class Edge:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else UNMATCHED
         self._observe(route, method, status, seconds)
-        # Polls that went well would drown everything else.
+        # Polls and predictions that went well would drown everything else.
         level = logging.DEBUG
+        is_frequent = method in {"GET", "HEAD", "OPTIONS"} or _is_inference(request)
         if status >= 500:
             level = logging.WARNING
-        elif status >= 400 or method not in {"GET", "HEAD", "OPTIONS"}:
+        elif status >= 400 or not is_frequent:
             level = logging.INFO
         if logger.isEnabledFor(level):
             path = one_line(request.path_qs, 300)

@@ -37,6 +37,11 @@ def read_passport(said: Any) -> Params:
             "load_seconds": _number(said["load_seconds"]),
             "peak_memory_bytes": _whole(said["peak_memory_bytes"]),
             "latency_ms": {name: _number(said["latency_ms"][name]) for name in ("p50", "p95")},
+            "measured_elements": _whole(said["measured_elements"]),
+            "batching": {
+                "equal": said["batching"]["equal"] is True,
+                "gain": _number(said["batching"].get("gain", 0.0)),
+            },
             "warmup": {
                 "source": _text(said["warmup"]["source"]),
                 "inputs": list(said["warmup"]["inputs"]),

@@ -45,6 +45,7 @@ class Replica:
         self.hosts: list[str] = []
         self.bodies: list[bytes] = []
         self.connections = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> Self:
         self._server = await asyncio.start_server(self._connected, self.address, 0)
@@ -59,14 +60,23 @@ class Replica:
 
     async def aclose(self) -> None:
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            served = 0
-            while await self._received(reader) and await self.answer(writer, served):
-                served += 1
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                served = 0
+                while await self._received(reader) and await self.answer(writer, served):
+                    served += 1
+        finally:
+            self._tasks.discard(task)
+            writer.close()
 
     async def _received(self, reader: asyncio.StreamReader) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

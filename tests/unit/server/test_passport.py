@@ -23,6 +23,8 @@ GOOD: dict[str, Any] = {
     "load_seconds": 0.1,
     "peak_memory_bytes": 1000,
     "latency_ms": {"p50": 0.1, "p95": 0.2},
+    "measured_elements": 4,
+    "batching": {"equal": True, "gain": 6.9},
     "warmup": {"source": "zeros", "inputs": []},
     "warnings": [{"code": "silent_cpu_fallback", "params": {"asked": "cuda"}}],
 }
