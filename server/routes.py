@@ -41,7 +41,14 @@ def routes(reference: Reference) -> Iterable[web.RouteDef]:
         get("/{env}/v2", inference.server_metadata),
         get("/{env}/v2/health/live", inference.live),
         get("/{env}/v2/health/ready", inference.ready),
-        get(MODEL, inference.forward),
-        get(f"{MODEL}/ready", inference.forward),
-        post(f"{MODEL}/infer", inference.forward),
+        *_predictions(MODEL),
+        *_predictions(f"{MODEL}/versions/{{version}}"),
     ]
+
+
+def _predictions(base: str) -> Iterable[web.RouteDef]:
+    # Patterns are tried in order, and nearly all requests are predictions.
+    yield web.post(f"{base}/infer", inference.forward)
+    yield web.get(base, inference.forward)
+    yield web.get(f"{base}/ready", inference.forward)
+    yield web.get(f"{base}/stats", inference.forward)

@@ -213,18 +213,42 @@ def _inference(settings: Settings) -> dict[str, Any]:
     env = _environment(settings, "path")
     name = _parameter("name", {"type": "string"}, where="path")
 
+    version = _parameter("version", {"type": "string"}, where="path")
+
+    def of(path: str) -> list[dict[str, Any]]:
+        return [one for one in (env, name, version) if f"{{{one['name']}}}" in path]
+
     def get(operation_id: str, summary: Both, schema: str, path: str) -> dict[str, Any]:
-        parameters = [env, name] if "{name}" in path else [env]
+        parameters = of(path)
         operation = _operation(
             operation_id, summary, schema, parameters, tag="inference", errors="400 401 404 503"
         )
         return {path: {"get": operation}}
 
+    def model(suffix: str, path: str) -> dict[str, Any]:
+        ready, stats = Both("Модель готова", "The model is ready"), Both("Статистика", "Statistics")
+        return {
+            f"{path}/infer": {"post": _infer(f"infer{suffix}", of(path))},
+            **get(f"modelMetadata{suffix}", Both("Модель", "The model"), "ModelMetadata", path),
+            **get(f"modelReady{suffix}", ready, "ModelReady", f"{path}/ready"),
+            **get(f"modelStatistics{suffix}", stats, "ModelStatistics", f"{path}/stats"),
+        }
+
+    return {
+        **get("serverMetadata", Both("Сведения о сервере", "The server"), "ServerMetadata", "/{env}/v2"),
+        **get("serverLive", Both("Сервер жив", "Alive"), "Live", "/{env}/v2/health/live"),
+        **get("serverReady", Both("Сервер готов", "Ready"), "Ready", "/{env}/v2/health/ready"),
+        **model("", _MODEL),
+        **model("OfVersion", f"{_MODEL}/versions/{{version}}"),
+    }  # fmt: skip
+
+
+def _infer(operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
     infer = _operation(
-        "infer",
+        operation_id,
         Both("Получить предсказание", "Predict"),
         "InferenceResponse",
-        [env, name],
+        parameters,
         tag="inference",
         errors="400 401 403 404 408 413 500 503 504",
         curl="curl -b cookies -H 'Content-Type: application/json' {base}{path} -d "
@@ -234,14 +258,7 @@ def _inference(settings: Settings) -> dict[str, Any]:
         "required": True,
         "content": {"application/json": {"schema": ref("InferenceRequest")}},
     }
-    return {
-        **get("serverMetadata", Both("Сведения о сервере", "The server"), "ServerMetadata", "/{env}/v2"),
-        **get("serverLive", Both("Сервер жив", "Alive"), "Live", "/{env}/v2/health/live"),
-        **get("serverReady", Both("Сервер готов", "Ready"), "Ready", "/{env}/v2/health/ready"),
-        **get("modelMetadata", Both("Сведения о модели", "The model"), "ModelMetadata", _MODEL),
-        **get("modelReady", Both("Модель готова", "The model is ready"), "ModelReady", f"{_MODEL}/ready"),
-        f"{_MODEL}/infer": {"post": infer},
-    }  # fmt: skip
+    return infer
 
 
 def _service() -> dict[str, Any]:

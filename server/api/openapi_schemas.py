@@ -242,5 +242,6 @@ def _inference() -> dict[str, Any]:
         ),
         "Live": _object("live", live={"type": "boolean"}),
         "Ready": _object("ready", ready={"type": "boolean"}),
+        "ModelStatistics": _object("model_stats", model_stats=_list({"type": "object"})),
         "ModelReady": _object("ready", name={"type": "string"}, ready={"type": "boolean"}),
     }
