@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -131,13 +132,22 @@ class Gateway:
         exchange = await self._upstream.fresh(place)
         exchange.send(_head(request, place, target, secret, framing), b"")
         pieces = body_pieces(request, MAX_BODY_BYTES)
+        sending = asyncio.ensure_future(exchange.send_more(pieces, is_chunked=length is None))
+        answering = asyncio.ensure_future(self._answered(exchange))
         try:
-            await exchange.send_more(pieces, is_chunked=length is None)
+            # A refusal comes before the body is whole, and its caller may wait for it.
+            await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not answering.done():
+                # Raises the caller's failure: gone, too large or too slow.
+                sending.result()
+            return await answering
         except BaseException:
-            # The caller's failure: gone, too large or too slow.
             self._upstream.drop(exchange)
             raise
-        return await self._answered(exchange)
+        finally:
+            for task in (sending, answering):
+                task.cancel()
+            await asyncio.gather(sending, answering, return_exceptions=True)
 
     async def _answered(self, exchange: Exchange) -> Exchange:
         try:

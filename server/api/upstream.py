@@ -77,6 +77,7 @@ class Exchange(asyncio.Protocol):
         self._held = 0
         self._is_paused = False
         self._has_head = self._is_whole = self._keeps = self._is_sending = False
+        self._is_cut = False
         self._error: UpstreamError | None = None
         self._last = self._loop.time()
         self.status = 0
@@ -108,21 +109,24 @@ class Exchange(asyncio.Protocol):
             self._transport.write(head)
 
     async def send_more(self, pieces: AsyncIterator[bytes], *, is_chunked: bool) -> None:
-        """Write a body as it comes, no faster than it is taken; an early answer ends it."""
-        self._is_sending = True
-        async for piece in pieces:
-            if self._transport is None or self._error is not None or self._has_head:
-                break
-            if is_chunked:
-                self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
-            else:
-                self._transport.write(piece)
-            await self._writable.wait()
-        else:
+        """Write a body as it comes, no faster than it is taken."""
+        self._is_sending = self._is_cut = True
+        try:
+            async for piece in pieces:
+                if self._transport is None or self._error is not None:
+                    return
+                if is_chunked:
+                    self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+                else:
+                    self._transport.write(piece)
+                await self._writable.wait()
             if is_chunked and self._transport is not None:
                 self._transport.write(b"0\r\n\r\n")
-        self._is_sending = False
-        self._last = self._loop.time()
+            # Else the replica would take the next request for the rest of this one.
+            self._is_cut = False
+        finally:
+            self._is_sending = False
+            self._last = self._loop.time()
 
     # ── the answer
 
@@ -169,6 +173,7 @@ class Exchange(asyncio.Protocol):
             and not self._pieces
             and not self._is_head
             and self._keeps
+            and not self._is_cut
             and self.is_usable
         )
 

@@ -150,6 +150,19 @@ class BreaksOffHalfway(Replica):
         return False
 
 
+class AnswersBeforeTheBody(Replica):
+    """Refuses a body that it has not read, and keeps the connection."""
+
+    async def _received(self, reader: asyncio.StreamReader) -> bool:
+        self.targets.append((await reader.readuntil(b"\r\n\r\n")).decode().split(" ")[1])
+        return True
+
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        await send(writer, 413, ANSWER, {"Content-Type": "application/json"})
+        await asyncio.Event().wait()
+        return False
+
+
 class AnswersHugeSlowly(Replica):
     async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {HUGE}\r\n\r\n".encode())
@@ -292,6 +305,22 @@ async def test_a_prediction_is_not_repeated_once_its_answer_has_begun(part: byte
             assert (status, json.loads(body)["code"]) == (503, "replica_broke_off")
         assert len(replica.targets) == 2
         assert front.refusals == [KEY]
+
+
+async def test_a_connection_whose_request_was_cut_short_carries_no_other() -> None:
+    async with AnswersBeforeTheBody() as replica, in_front_of(replica.port) as front:
+        answered = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield PIECE
+            await answered.wait()
+            yield PIECE
+
+        async with front.client.post(front.url(INFER), data=body()) as answer:
+            answered.set()
+            assert answer.status == 413
+        assert (await front.predict())[0] == 413
+        assert replica.connections == 2
 
 
 async def test_nobody_there_is_503() -> None:
