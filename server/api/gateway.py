@@ -129,8 +129,9 @@ class Gateway:
             else b"Content-Length: %d\r\n" % length
         )
         # A body that is not held cannot be sent twice: no kept connection may fail it.
+        head = _head(request, place, target, secret, framing)
         exchange = await self._upstream.fresh(place)
-        exchange.send(_head(request, place, target, secret, framing), b"")
+        exchange.send(head, b"", is_head=request.method == "HEAD")
         pieces = body_pieces(request, MAX_BODY_BYTES)
         sending = asyncio.ensure_future(exchange.send_more(pieces, is_chunked=length is None))
         answering = asyncio.ensure_future(self._answered(exchange))
@@ -166,7 +167,9 @@ def _head(
 ) -> bytes:
     """Write a request's head: the caller's headers, but for those of its own connection."""
     connection = request.headers.get("Connection", "")
-    named = {name.strip().lower() for name in connection.encode().split(b",")}
+    named = {
+        name.strip().lower() for name in connection.encode("utf-8", "surrogateescape").split(b",")
+    }
     lines = [f"{request.method} {target} HTTP/1.1\r\nHost: {place.authority}\r\n".encode("ascii")]
     for name, value in request.raw_headers:
         lowered = name.lower()

@@ -73,6 +73,8 @@ class Exchange(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._is_head = is_head
         self._raw = 0
+        # Bytes since the last ones that were a body's: heads, sizes of chunks, trailers.
+        self._unused = 0
         self._pieces: deque[bytes] = deque()
         self._held = 0
         self._is_paused = False
@@ -240,12 +242,13 @@ class Exchange(asyncio.Protocol):
             return
         self._last = self._loop.time()
         self._raw += len(data)
+        self._unused += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break_off(UpstreamError("no HTTP"))
-        if not self._has_head and self._raw > _HEAD_BYTES:
-            self._break_off(UpstreamError("a head without end"))
+        if not self._is_whole and self._unused > _HEAD_BYTES:
+            self._break_off(UpstreamError("a head or a trailer without end"))
         if self._held > _BUFFERED_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
@@ -265,7 +268,8 @@ class Exchange(asyncio.Protocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on with the body."""
+        """Go on with the body, of which the replica has just taken much."""
+        self._last = self._loop.time()
         self._writable.set()
 
     # ── called by the parser
@@ -283,6 +287,8 @@ class Exchange(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Take the head, unless it only says that the real one is still to come."""
+        if self._is_whole:
+            return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self.headers = {}
@@ -296,6 +302,7 @@ class Exchange(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
+        self._unused = 0
         if not self._is_whole:
             self._pieces.append(piece)
             self._held += len(piece)

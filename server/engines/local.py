@@ -298,9 +298,11 @@ class LocalEngine(Engine):
         )
         try:
             child = await self._sandbox.start(launch_of(process))
-        except OSError as error:
+        except BaseException as error:
             if slot is not None:
                 address.shares.give_back(slot)
+            if not isinstance(error, OSError):
+                raise
             raise EngineError("replica_not_started", evidence=error.strerror or "") from error
         finally:
             control.close()

@@ -16,29 +16,34 @@ class Crashes:
 
     def __init__(self) -> None:
         self._version: int | None = None
+        self._replicas = 1
         self._times: deque[float] = deque()
 
-    def add(self, version: int, at: float) -> None:
-        """Note the crash of a replica; those of another version are forgotten."""
+    def add(self, version: int, at: float, *, replicas: int = 1, count: int = 1) -> None:
+        """Note that ``count`` of a version's ``replicas`` crashed; other versions are forgotten."""
+        self._replicas = replicas
         if version != self._version:
             self._version = version
             self._times.clear()
         while self._times and at - self._times[0] > WINDOW_SECONDS:
             self._times.popleft()
-        self._times.append(at)
+        self._times.extend([at] * count)
 
     def clear(self) -> None:
         """Forget them all."""
         self._times.clear()
 
-    def loops(self, replicas: int) -> bool:
-        """Whether so many replicas crashed too often to try again."""
-        return len(self._times) >= CRASHES * replicas
+    @property
+    def loops(self) -> bool:
+        """Whether they crashed too often to try again."""
+        return len(self._times) >= CRASHES * self._replicas
 
     @property
     def retry_at(self) -> float:
         """When the next try is due; minus infinity without a crash."""
         if not self._times:
             return float("-inf")
-        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(len(self._times) - 1, 16))
+        # Replicas that crash together are one reason to wait longer, not many.
+        rounds = -(-len(self._times) // self._replicas)
+        pause = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(rounds - 1, 16))
         return self._times[-1] + pause

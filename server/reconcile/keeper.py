@@ -244,10 +244,12 @@ class Keeper:
         logger.warning("%s: version %s of run %s failed: %s", *self._words(live), failure)
         # What the model process named itself would end the same way the next time.
         hopeless = not isinstance(failure, EngineError) or failure.permanent
-        self._crashes.add(live.version, self._clock())
+        self._crashes.add(
+            live.version, self._clock(), replicas=made.replicas, count=len(live.members)
+        )
         if never_served and hopeless:
             await self._give_up(made, live.version, text)
-        elif self._crashes.loops(made.replicas):
+        elif self._crashes.loops:
             is_crash = text.code == "replica_ended"
             await self._give_up(made, live.version, _looping(text) if is_crash else text)
         else:
@@ -313,11 +315,11 @@ class Keeper:
             logger.warning("%s: version %s of run %s crashed: %s", *self._words(serving), failure)
             if failure.code != STUCK:
                 # A hanging prediction was the caller's input; it is no reason to give up.
-                self._crashes.add(serving.version, self._clock())
+                self._crashes.add(serving.version, self._clock(), replicas=made.replicas)
             self._hooks.restarted(self._key)
             # Its target stays and reads as down until the replica is back.
             await member.stop()
-        if self._crashes.loops(made.replicas):
+        if self._crashes.loops:
             await self._give_up(made, serving.version, _looping(text))
         else:
             await self._store.saw(replace(made, message=text))

@@ -163,6 +163,25 @@ class AnswersBeforeTheBody(Replica):
         return False
 
 
+class SendsATrailerWithoutEnd(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(HUGE // len(PIECE)):
+                writer.write(PIECE)
+                await writer.drain()
+        return False
+
+
+class AnswersTwice(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        other = b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nother"
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(ANSWER)}\r\n\r\n".encode())
+        writer.write(ANSWER + other)
+        await writer.drain()
+        return True
+
+
 class AnswersHugeSlowly(Replica):
     async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {HUGE}\r\n\r\n".encode())
@@ -321,6 +340,42 @@ async def test_a_connection_whose_request_was_cut_short_carries_no_other() -> No
             assert answer.status == 413
         assert (await front.predict())[0] == 413
         assert replica.connections == 2
+
+
+async def test_a_trailer_without_end_is_broken_off() -> None:
+    async with SendsATrailerWithoutEnd() as replica, in_front_of(replica.port) as front:
+        with contextlib.suppress(aiohttp.ClientPayloadError):
+            await front.predict()
+        assert await front.recorded() in ([499], [503])
+        assert front.refusals == [KEY]
+
+
+async def test_what_follows_an_answer_is_no_part_of_it_nor_the_next_one() -> None:
+    async with AnswersTwice() as replica, in_front_of(replica.port) as front:
+        for _ in range(2):
+            assert await front.predict() == (200, ANSWER)
+        assert replica.connections == 2
+
+
+async def test_a_header_that_is_no_text_is_passed_over() -> None:
+    async with Replica() as replica, in_front_of(replica.port) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n".encode()
+        writer.write(head + b"Connection: close, \xff\r\n\r\n{}")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_head_request_with_a_body_that_comes_in_chunks_is_answered() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{}"
+
+    async with (
+        AnswersBeforeTheBody() as replica,
+        in_front_of(replica.port) as front,
+        front.client.request("HEAD", front.url("/dev/v2/models/iris"), data=body()) as answer,
+    ):
+        assert answer.status == 413
 
 
 async def test_nobody_there_is_503() -> None:
