@@ -228,6 +228,9 @@ STORAGE = web.AppKey("session_storage", SessionStorage)
 
 async def owner_of(request: web.Request) -> str | None:
     """Return the owner that the request's session stands for, or ``None`` for a stranger."""
+    if "Cookie" not in request.headers and SESSION_KEY not in request:
+        # Programs that predict have none: nothing to look up for each of their requests.
+        return None
     owner = request.app[STORAGE].quick_owner(request)
     if owner is None:
         owner = (await get_session(request)).get(OWNER)
