@@ -134,14 +134,14 @@ class Gateway:
         exchange.send(head, b"", is_head=request.method == "HEAD")
         pieces = body_pieces(request, MAX_BODY_BYTES)
         sending = asyncio.ensure_future(exchange.send_more(pieces, is_chunked=length is None))
-        answering = asyncio.ensure_future(self._answered(exchange))
+        answering = asyncio.ensure_future(exchange.answered())
         try:
             # A refusal comes before the body is whole, and its caller may wait for it.
             await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done() and not answering.done():
                 # Raises the caller's failure: gone, too large or too slow.
                 sending.result()
-            return await answering
+            await answering
         except BaseException:
             self._upstream.drop(exchange)
             raise
@@ -149,6 +149,7 @@ class Gateway:
             for task in (sending, answering):
                 task.cancel()
             await asyncio.gather(sending, answering, return_exceptions=True)
+        return exchange
 
     async def _answered(self, exchange: Exchange) -> Exchange:
         try:

@@ -65,7 +65,6 @@ class Exchange(asyncio.Protocol):
         self._writable.set()
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_fresh = True
         self.idle_since = 0.0
         self._begin(is_head=False)
 
@@ -87,11 +86,6 @@ class Exchange(asyncio.Protocol):
         self.length: int | None = None
 
     # ── the request
-
-    @property
-    def is_reused(self) -> bool:
-        """Whether the connection carried another request before."""
-        return not self._is_fresh
 
     @property
     def is_usable(self) -> bool:
@@ -180,8 +174,7 @@ class Exchange(asyncio.Protocol):
         )
 
     def rest(self) -> None:
-        """Keep the connection for another request."""
-        self._is_fresh = False
+        """Note that the connection waits for another request from now on."""
         self.idle_since = self._loop.time()
 
     def close(self) -> None:
