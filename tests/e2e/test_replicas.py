@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from tests.support.onnx_files import shifted
 from tests.support.processes import replicas_of
-from tests.support.service import Caller, Service
+from tests.support.service import Caller, Service, passing
 from tests.support.shapes import assert_error
 from tests.support.traffic import traffic
 
@@ -40,10 +40,8 @@ async def service(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def caller(service: Service) -> AsyncIterator[Caller]:
-    async with Caller(service.url) as one:
+    async with passing(service.url) as one:
         yield one
-        for run in (await one.get("/runs"))["runs"]:
-            await one.call("DELETE", f"/runs/{run['runId']}")
 
 
 async def prepared(caller: Caller) -> str:

@@ -202,6 +202,15 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
+async def passing(url: str) -> AsyncIterator[Caller]:
+    """A session of its own with a service that others use too; its runs are taken away at the end."""
+    async with Caller(url) as one:
+        yield one
+        for run in (await one.get("/runs"))["runs"]:
+            await one.call("DELETE", f"/runs/{run['runId']}")
+
+
+@contextlib.asynccontextmanager
 async def running(
     data_dir: Path, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Service, Caller]]:
