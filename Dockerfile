@@ -4,8 +4,10 @@ ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/persephone
-COPY requirements.txt ./
-RUN /opt/persephone/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+# Traces are a setting, and nobody can install packages into a running container.
+COPY requirements.txt requirements-tracing.txt ./
+RUN /opt/persephone/bin/pip install --no-cache-dir --disable-pip-version-check \
+    -r requirements.txt -r requirements-tracing.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY metrics metrics
 COPY gpu gpu

@@ -15,7 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MAKEFLAGS += --no-print-directory
 
 # program:package of everything that the integration tests use beside Python
-DEBIAN := bwrap:bubblewrap prometheus:prometheus chromium:chromium \
+DEBIAN := bwrap:bubblewrap prometheus:prometheus amtool:prometheus-alertmanager \
+	chromium:chromium \
 	chromedriver:chromium-driver gcc:gcc,libc6-dev
 
 # Model environments are built by uv, which does not read pip's settings: pass on where pip finds
@@ -25,7 +26,7 @@ WITH_LINKS = PERSEPHONE_WHEEL_LINKS="$${PERSEPHONE_WHEEL_LINKS-$$( \
 	$(BIN)/python -m pip config get global.find-links; } 2>/dev/null | tr -s ' \n' ',' | \
 	sed 's/,$$//')}"
 
-.PHONY: help run demo check test e2e soak bench bench-serving clean debian
+.PHONY: help run demo check test e2e dashboards soak audit bench bench-serving clean debian
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -43,7 +44,7 @@ check: $(DEV_READY) ## format, lint, types, imports, quick tests
 	@$(BIN)/python -m mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@echo "seed: $(SEED)"
-	@$(BIN)/python -m pytest -q -m "not e2e" --hypothesis-seed=$(SEED)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not e2e" --hypothesis-seed=$(SEED)
 
 e2e: $(DEV_READY) ## tests with model environments, Prometheus, Chromium
 	@echo "seed: $(SEED)"
@@ -54,12 +55,19 @@ test: ## everything that checks the project
 	@$(MAKE) check
 	@$(MAKE) e2e
 
+dashboards: $(DEV_READY) ## write the JSON of Grafana's dashboards
+	@$(BIN)/python -m metrics.dashboards
+
 soak: $(DEV_READY) ## repeat the tests with new seeds for SOAK_MINUTES (30)
 	@end=$$(( $$(date +%s) + $(SOAK_MINUTES) * 60 )); \
 	while [ "$$(date +%s)" -lt "$$end" ]; do \
 		seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed: $$seed"; \
-		TEST_KILLS=40 TEST_FUZZ=10 $(BIN)/python -m pytest -q -x --hypothesis-seed="$$seed" || exit 1; \
+		SEED="$$seed" TEST_KILLS=40 TEST_FUZZ=10 TEST_FAULTS=5 \
+			$(BIN)/python -m pytest -q -x --hypothesis-seed="$$seed" || exit 1; \
 	done
+
+audit: $(DEV_READY) ## ask for known vulnerabilities of all packages, where they can be asked for
+	@$(BIN)/python -m tests.support.audit
 
 bench: $(DEV_READY) ## run every benchmark; each prints its ratios
 	@for program in $$(grep -l '__main__' benchmarks/*.py); do \
@@ -108,7 +116,7 @@ $(RUN_READY): requirements.txt | $(BIN)/python
 		"persephone.pth").write_text(sys.argv[1] + "\n")' "$(CURDIR)"
 	@touch $@
 
-$(DEV_READY): requirements-dev.txt $(RUN_READY)
+$(DEV_READY): requirements-dev.txt requirements-tracing.txt $(RUN_READY)
 	@echo "installing requirements-dev.txt into $(VENV)"
 	@$(BIN)/python -m pip install -qq --requirement requirements-dev.txt
 	@touch $@

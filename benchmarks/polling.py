@@ -211,7 +211,11 @@ async def main() -> None:
         python = fastapi_python(folder)
         async with (
             service(folder / "one") as (one, caller),
-            service(folder / "many") as (thousand, other),
+            service(
+                folder / "many",
+                PERSEPHONE_MAX_RUNS_PER_OWNER=str(RUNS),
+                PERSEPHONE_MAX_RUNS_PER_HOUR=str(RUNS),
+            ) as (thousand, other),
         ):
             await fill(other, RUNS - 1)
             few = await ready("service, 1 run", one, caller)

@@ -151,9 +151,10 @@ async def send(session: aiohttp.ClientSession, url: str, count: Count, began: fl
         sent = time.perf_counter()
         async with session.post(url, json=request_of(row["values"], mistake)) as answer:
             body = await answer.json()
-        count.milliseconds.append((time.perf_counter() - sent) * 1000)
+        took = (time.perf_counter() - sent) * 1000
         count.statuses.append(answer.status)
         if answer.status == 200:
+            count.milliseconds.append(took)
             label = body["outputs"][0]["data"][0]
             count.right += label == row["label"]
             said = f"class {label}, truly {row['label']}"

@@ -48,6 +48,30 @@ class Device:
     state: DeviceState = DeviceState.HEALTHY
     parent: str | None = None
     """UUID of the GPU that a MIG instance is a part of."""
+    minor: int | None = None
+    """Number of the device node, ``/dev/nvidia<minor>``; that of the GPU for a MIG instance."""
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    """Numbers of a MIG instance within its GPU; None for a whole GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What one GPU does at the moment, as a whole; None is what the driver does not tell."""
+
+    id: str
+    index: int
+    """The driver's number, which may change when the machine restarts."""
+    name: str
+    utilization: int | None = None
+    """Share of the last driver period in which something ran, in percent."""
+    memory_utilization: int | None = None
+    """Share of that period in which memory was read or written, in percent."""
+    power_milliwatts: int | None = None
+    temperature: int | None = None
+    """In degrees Celsius."""
+    xid: int | None = None
+    """Number of the newest error that the driver reported (Xid); 0 if there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +79,7 @@ class Reading:
     """One answer of the driver."""
 
     devices: tuple[Device, ...] = ()
+    cards: tuple[Card, ...] = ()
     problem: Problem | None = None
     driver: str = ""
     """Version of the driver; empty if unknown."""
@@ -65,6 +90,7 @@ class Snapshot:
     """The last good reading and how old it is."""
 
     devices: tuple[Device, ...]
+    cards: tuple[Card, ...] = ()
     taken_at: float
     """When the devices were read, in seconds of the inventory's clock."""
     age_seconds: float = 0.0
@@ -96,6 +122,7 @@ def from_json(values: dict[str, Any]) -> Reading:
     problem = values["problem"]
     return Reading(
         devices=tuple(devices),
+        cards=tuple(Card(**fields) for fields in values["cards"]),
         problem=None if problem is None else Problem(problem),
         driver=str(values["driver"]),
     )

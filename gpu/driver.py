@@ -27,7 +27,8 @@ async def has_cuda_driver() -> bool:
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        return await asyncio.wait_for(process.wait(), _SECONDS) == 0
+        async with asyncio.timeout(_SECONDS):
+            return await process.wait() == 0
     except TimeoutError:
         process.kill()
         await process.wait()

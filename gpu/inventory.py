@@ -35,6 +35,9 @@ class Timing:
     """Wait after a driver said that it cannot be used."""
     absent: float = 60.0
     """Wait when there is no driver library on this machine."""
+    rest: float = 10.0
+    """The driver is asked so often though nobody wants to know. Figures are of use to whoever scrapes
+    seldom only if they are not as old as the scrape before."""
 
 
 class Recovery:
@@ -80,6 +83,7 @@ class Inventory:
         self._flight: asyncio.Task[None] | None = None
         self._flight_at = 0.0
         self._next_at = 0.0
+        self._asking: asyncio.Task[None] | None = None
         self._failures = 0
         self._is_open = False
 
@@ -88,32 +92,48 @@ class Inventory:
         self._is_open = True
         self._next_at = self._clock()
         await self.snapshot()
+        self._asking = asyncio.create_task(self._keep_asking())
 
     async def close(self) -> None:
         """End the reading process; later snapshots are the last one."""
         self._is_open = False
-        if self._flight is not None:
-            self._flight.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._flight
-            self._flight = None
+        for task in (self._asking, self._flight):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._asking = self._flight = None
         await self._link.close()
+
+    def latest(self) -> Snapshot:
+        """Return the last snapshot without waiting, and have a newer one made for the next time."""
+        self._begin()
+        return self._served()
 
     async def snapshot(self) -> Snapshot:
         """Return the newest snapshot there is, within three seconds; raises nothing."""
-        now = self._clock()
-        if self._flight is None and self._is_open and now >= self._next_at:
-            self._flight_at = now
-            self._flight = asyncio.create_task(self._refresh())
-        flight = self._flight
+        flight = self._begin()
         if flight is None:
             return self._served()
-        left = self._flight_at + self._timing.answer - now
+        left = self._flight_at + self._timing.answer - self._clock()
         if left > 0:
             await asyncio.wait({flight}, timeout=left)
         if flight.done():
             return self._served()
         return replace(self._served(), problem=Problem.DRIVER_HANGS)
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(self._timing.rest)
+            self._begin()
+
+    def _begin(self) -> asyncio.Task[None] | None:
+        """Return the reading under way; one is begun if it is due."""
+        now = self._clock()
+        if self._flight is None and self._is_open and now >= self._next_at:
+            self._flight_at = now
+            self._flight = asyncio.create_task(self._refresh())
+        return self._flight
 
     def _served(self) -> Snapshot:
         return replace(self._last, age_seconds=max(0.0, self._clock() - self._last.taken_at))
@@ -154,6 +174,7 @@ class Inventory:
         self._tell(reading.problem)
         self._last = Snapshot(
             devices=self._recovery.judge(reading.devices),
+            cards=reading.cards,
             taken_at=now,
             problem=reading.problem,
             driver=reading.driver,

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from metrics import promql
-from metrics.slo import RED_SECONDS, SLO_SECONDS, Readings
+from metrics.reading import Question, Reading, requests_by_class
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
-_FIELDS = frozenset(field.name for field in fields(Readings)) - {"at"}
+# What carries a label of its own in the answer: the name of the value, the name of the label.
+_SPLIT = {"requests": "code", "probes": "result"}
+_PLAIN = frozenset(
+    {
+        *(
+            "overloaded",
+            "timed",
+            "sketched",
+            "quick",
+            "in_progress",
+            "scrapes",
+            "recent_scrapes",
+        ),
+        *("last_scrape_at", "watched"),
+    }
+)
 
 
 class MetricsUnavailableError(Exception):
@@ -49,8 +65,8 @@ class BuildInfo:
 class PrometheusClient:
     """One Prometheus; ``session`` is the caller's and stays open.
 
-    ``timeout``, ``long_timeout`` (for windows over six hours) and ``connect_timeout`` in
-    seconds: an answer that takes longer is none.
+    ``timeout``, ``long_timeout`` (where a window is over six hours), ``range_timeout`` (of series) and
+    ``connect_timeout`` in seconds: an answer that takes longer is none.
     """
 
     def __init__(
@@ -59,43 +75,60 @@ class PrometheusClient:
         url: str,
         *,
         timeout: float = 2.0,
-        long_timeout: float = 5.0,
+        long_timeout: float = 15.0,
+        range_timeout: float = 5.0,
         connect_timeout: float = 0.5,
-        red_window: float = RED_SECONDS,
     ) -> None:
         self._session = session
         self._url = url.rstrip("/")
         self._connect = connect_timeout
         self._seconds = timeout
         self._long_seconds = long_timeout
-        self._red_window = red_window
+        self._range_seconds = range_timeout
 
-    async def read(
-        self,
-        run_id: str,
-        environment: str | None,
-        at: float,
-        slo_window: float = SLO_SECONDS,
-    ) -> Readings:
-        """Read a run's sums and quantiles at a time, of all its environments or of one.
-
-        ``at`` in seconds since 1970; ``slo_window`` in seconds, since the first deployment.
+    async def read(self, run_id: str, questions: Sequence[Question], at: float) -> list[Reading]:
+        """Answer questions about a run at a time, in seconds since 1970, with one query.
 
         Raises:
             MetricsUnavailableError: there is no usable answer.
         """
-        query = promql.summary(
-            run_id,
-            environment,
-            slo_window=min(max(slo_window, self._red_window), SLO_SECONDS),
-            red_window=self._red_window,
-        )
-        limit = self._long_seconds if slo_window > promql.LONG_SECONDS else self._seconds
-        form = {"query": query, "time": f"{at:.3f}", "timeout": f"{limit:g}s"}
-        answer = await self._ask("POST", "/api/v1/query", limit, form)
+        limit = self._limit_of(questions)
+        form = {"query": promql.query(run_id, questions), "time": f"{at:.3f}"}
+        data = await self._query("/api/v1/query", form, limit)
+        found = _parsed(data, "vector", lambda entry: [entry["value"]])
+        return [
+            _reading(question, at, found.get((number, f"{at:.3f}"), {}))
+            for number, question in enumerate(questions)
+        ]
+
+    async def series(
+        self, run_id: str, question: Question, start: float, end: float, step: float
+    ) -> list[Reading]:
+        """Answer a question at every ``step`` from ``start`` to ``end`` with one query.
+
+        Raises:
+            MetricsUnavailableError: there is no usable answer.
+        """
+        form = {
+            "query": promql.query(run_id, [question]),
+            "start": f"{start:.3f}",
+            "end": f"{end:.3f}",
+            "step": f"{step:.3f}",
+        }
+        data = await self._query("/api/v1/query_range", form, self._range_seconds)
+        found = _parsed(data, "matrix", lambda entry: entry["values"])
+        times = [start + number * step for number in range(int((end - start) / step + 1e-6) + 1)]
+        return [_reading(question, at, found.get((0, f"{at:.3f}"), {})) for at in times]
+
+    def _limit_of(self, questions: Sequence[Question]) -> float:
+        longest = max(question.seconds for question in questions)
+        return self._long_seconds if longest > promql.LONG_SECONDS else self._seconds
+
+    async def _query(self, path: str, form: Mapping[str, str], limit: float) -> Any:
+        answer = await self._ask("POST", path, limit, {**form, "timeout": f"{limit:g}s"})
         for warning in answer.get("warnings") or ():
             log.warning("Prometheus warns: %s", warning)
-        return _readings(answer["data"], at)
+        return answer["data"]
 
     async def build_info(self) -> BuildInfo:
         """Ask for its version.
@@ -150,15 +183,45 @@ async def _document(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return answer
 
 
-def _readings(data: Any, at: float) -> Readings:
-    values: dict[str, float] = {}
+def _parsed(
+    data: Any, kind: str, points: Callable[[Any], Any]
+) -> dict[tuple[int, str], dict[str, Any]]:
+    """Sort the values of an answer by question and time."""
+    found: dict[tuple[int, str], dict[str, Any]] = defaultdict(dict)
     try:
-        if data["resultType"] != "vector":
+        if data["resultType"] != kind:
             raise MetricsUnavailableError(f"a {data['resultType']} for an answer")
         for entry in data["result"]:
-            name, value = entry["metric"].get(promql.READING), float(entry["value"][1])
-            if name in _FIELDS and not math.isnan(value):
-                values[name] = value
+            labels = entry["metric"]
+            number, _, name = labels.get(promql.READING, "").partition(".")
+            own = labels.get(_SPLIT[name], "") if name in _SPLIT else ""
+            for at, text in points(entry):
+                value = float(text)
+                if number.isdecimal() and not math.isnan(value):
+                    values = found[int(number), f"{float(at):.3f}"]
+                    if own:
+                        values.setdefault(name, {})[own] = value
+                    else:
+                        values[name] = value
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise MetricsUnavailableError("the answer has another form than Prometheus'") from None
-    return Readings(at=at, **values)
+    return found
+
+
+def _reading(question: Question, at: float, values: Mapping[str, Any]) -> Reading:
+    found = {name: value for name, value in values.items() if name in _PLAIN}
+    if "requests" in values:
+        found.update(requests_by_class(values["requests"]))
+    if values.get("scrapes", 0) > 0 and "good_scrapes" in values:
+        found["up"] = values["good_scrapes"] / values["scrapes"]
+    if question.health and "probes" in values:
+        found["probes_passed"] = values["probes"].get("passed", 0.0)
+        found["probes_failed"] = values["probes"].get("failed", 0.0)
+    if question.quantiles and "requests" in values:
+        found["durations"] = tuple(
+            values.get(f"durations.{number}") for number in range(len(question.quantiles))
+        )
+        if question.seconds > promql.LONG_SECONDS:
+            # Nothing of it may be in the quantiles.
+            found.setdefault("sketched", 0.0)
+    return Reading(at=at, seconds=question.seconds, **found)

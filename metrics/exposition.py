@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from metrics import names
 from metrics.instruments import escape, head
@@ -22,20 +22,37 @@ MAX_BYTES = 256 * 1024
 
 MAX_LINES = 2048
 
-COUNTER_SERIES = tuple(f'{names.REQUESTS}{{code="{code}"}}' for code in names.CODE_CLASSES)
+PROBE_SERIES = tuple(f'{names.PROBES}{{result="{result}"}}' for result in names.PROBE_RESULTS)
+COUNTER_SERIES = (
+    *(f'{names.REQUESTS}{{code="{code}"}}' for code in names.CODE_CLASSES),
+    names.OVERLOADED,
+    *PROBE_SERIES,
+)
 BUCKET_SERIES = tuple(
     f'{names.DURATION}_bucket{{le="{names.bound_text(bound)}"}}'
     for bound in (*names.LATENCY_BOUNDS, math.inf)
 )
 LAYOUT = (*COUNTER_SERIES, *BUCKET_SERIES)
-"""Series of a vector of samples, in order: requests by class, then cumulated buckets."""
+"""Series of a vector of samples, in order: requests by class, those that were overloaded,
+probes, then cumulated buckets."""
+
+OVERLOADED_AT = len(names.CODE_CLASSES)
+"""Place of the overloaded requests in a vector of samples."""
+
+PROBES_FROM = OVERLOADED_AT + 1
+"""Place of the first of the probes in a vector of samples."""
 
 BUCKETS_FROM = len(COUNTER_SERIES)
 """Place of the first bucket in a vector of samples."""
 
 GAUGES = (f"{names.DURATION}_sum", names.IN_PROGRESS, names.START_TIME)
 
-_SLOTS = {series: slot for slot, series in enumerate(LAYOUT)}
+# The gauge that monitors keep is read like one more series.
+_READ = (*LAYOUT, names.IN_PROGRESS)
+_SLOTS = {series: slot for slot, series in enumerate(_READ)}
+# Only the service itself counts probes, in a deployment's name.
+_OPTIONAL = frozenset(range(PROBES_FROM, BUCKETS_FROM))
+_REQUIRED = frozenset(range(len(_READ))) - _OPTIONAL
 # A replica could think of ever new layouts; honest ones have two.
 _MAX_LAYOUTS = 8
 # Slots of lines that hold no sample of ours, and of lines that hold none at all.
@@ -58,49 +75,61 @@ Layouts = dict[int, list[tuple[str, int, int]]]
 and the slot of its value. Shared by readers, since replicas' texts are alike."""
 
 
+class Scrape(NamedTuple):
+    """What monitors keep of one text; ``counters`` may be shared, so leave them alone."""
+
+    counters: array[float]
+    in_progress: float
+
+
 class ExpositionReader:
     """Reads the same target's text again and again.
 
     It remembers where each series stood: the next text usually has the same lines with other
-    values, and then only the values are read.
+    values, and then only the values are read. ``probes`` says that the text may count probes;
+    where only the service does, a replica's own word for them is not taken.
     """
 
-    __slots__ = ("_layouts", "_seen", "_vector")
+    __slots__ = ("_layouts", "_probes", "_scrape", "_seen")
 
-    def __init__(self, layouts: Layouts | None = None) -> None:
+    def __init__(self, layouts: Layouts | None = None, *, probes: bool = False) -> None:
         self._layouts: Layouts = {} if layouts is None else layouts
+        self._probes = probes
         self._seen: tuple[int, int] | None = None
-        self._vector: array[float] = array("d")
+        self._scrape = Scrape(array("d"), 0.0)
 
-    def read(self, text: str) -> array[float]:
-        """Read the samples in the order of ``LAYOUT``; the answer may be shared, so leave it alone.
+    def read(self, text: str) -> Scrape:
+        """Read the samples in the order of ``LAYOUT``.
 
         Raises:
             ExpositionError: the text cannot be taken as a whole.
         """
         seen = (len(text), hash(text))
         if seen == self._seen:
-            return self._vector
+            return self._scrape
         _check_size(text)
-        vector = self._read_by_place(text)
-        if vector is None:
-            vector, layout = _read_fully(text)
+        scrape = self._read_by_place(text)
+        if scrape is None:
+            scrape, layout = _read_fully(text)
             if layout:
                 self._remember(layout)
-        self._seen, self._vector = seen, vector
-        return vector
+        if not self._probes:
+            for slot in _OPTIONAL:
+                scrape.counters[slot] = 0.0
+        self._seen, self._scrape = seen, scrape
+        return scrape
 
     def _remember(self, layout: list[tuple[str, int, int]]) -> None:
         if len(self._layouts) >= _MAX_LAYOUTS:
             self._layouts.clear()
         self._layouts[len(layout)] = layout
 
-    def _read_by_place(self, text: str) -> array[float] | None:
+    def _read_by_place(self, text: str) -> Scrape | None:
         lines = text.split("\n")
         layout = self._layouts.get(len(lines))
         if layout is None:
             return None
-        vector = array("d", bytes(8 * len(LAYOUT)))
+        vector = array("d", bytes(8 * len(_READ)))
         try:
             for line, (start, length, slot) in zip(lines, layout, strict=True):
                 if not line.startswith(start) or (slot == _COMMENT and line != start):
@@ -111,7 +140,7 @@ class ExpositionReader:
             return None
         # What is no count is named by the full reading; NaN shows in the sum only.
         sound = min(vector) >= 0 and max(vector) <= _MAX_COUNT and not math.isnan(sum(vector))
-        return vector if sound else None
+        return Scrape(vector, vector.pop()) if sound else None
 
 
 def parse(text: str) -> tuple[array[float], dict[str, float], dict[str, str]]:
@@ -132,12 +161,14 @@ def parse(text: str) -> tuple[array[float], dict[str, float], dict[str, str]]:
 
 
 def render(vector: array[float], gauges: Mapping[str, float], info: Mapping[str, str]) -> str:
-    """Write the text format 0.0.4 of what ``parse`` found, in our own words."""
+    """Write a replica's text in the format 0.0.4, of what ``parse`` found, in our own words."""
     lines = [*head(names.REQUESTS, "counter")]
     lines.extend(
         f"{series} {value!r}"
-        for series, value in zip(COUNTER_SERIES, vector[:BUCKETS_FROM], strict=True)
+        for series, value in zip(COUNTER_SERIES[:OVERLOADED_AT], vector, strict=False)
     )
+    lines.extend(head(names.OVERLOADED, "counter"))
+    lines.append(f"{names.OVERLOADED} {vector[OVERLOADED_AT]!r}")
     lines.extend(head(names.DURATION, "histogram"))
     lines.extend(
         f"{series} {value!r}"
@@ -159,8 +190,9 @@ def plain(value: str) -> str:
     return _NOT_PLAIN.sub("_", value[:80])
 
 
-def _read_fully(text: str) -> tuple[array[float], list[tuple[str, int, int]]]:
-    vector, _, _ = parse(text)
+def _read_fully(text: str) -> tuple[Scrape, list[tuple[str, int, int]]]:
+    vector, gauges, _ = parse(text)
+    scrape = Scrape(vector, gauges[names.IN_PROGRESS])
     heads: list[tuple[str, int, int]] = []
     taken: set[int] = set()
     for line in text.split("\n"):
@@ -174,12 +206,12 @@ def _read_fully(text: str) -> tuple[array[float], list[tuple[str, int, int]]]:
             continue
         slot = _SLOTS.get(series, _IGNORED)
         if slot in taken:
-            return vector, []
+            return scrape, []
         if slot >= 0:
             taken.add(slot)
         heads.append((f"{series} ", len(series) + 1, slot))
     # Only a text that spells every series as we do can be read by place.
-    return vector, heads if len(taken) == len(LAYOUT) else []
+    return scrape, heads if taken >= _REQUIRED else []
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -194,7 +226,16 @@ def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
             value = float(match[3])
         except ValueError:
             continue
-        yield match[1], dict(_LABEL.findall(match[2] or "")), value
+        yield match[1], _labels(match[2] or ""), value
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Read labels up to the first thing that is none; to search for more of them takes too long."""
+    labels, at = {}, 0
+    while match := _LABEL.match(text, at):
+        labels[match[1]] = match[2]
+        at = match.end()
+    return labels
 
 
 def _check_size(text: str) -> None:
@@ -213,11 +254,12 @@ def _series(name: str, labels: Mapping[str, str]) -> str:
 
 def _vector(found: Mapping[str, float]) -> array[float]:
     vector = array("d", bytes(8 * len(LAYOUT)))
-    for slot, series in enumerate(LAYOUT):
-        value = found.get(series)
+    for slot, series in enumerate(_READ):
+        value = found.get(series, 0.0 if slot in _OPTIONAL else None)
         if value is None:
             raise ExpositionError(f"{series} is missing")
         if not 0 <= value <= _MAX_COUNT:
             raise ExpositionError(f"{series} has a value that is no count")
-        vector[slot] = value
+        if slot < len(LAYOUT):
+            vector[slot] = value
     return vector

@@ -1,339 +1,371 @@
-"""What one target showed: every scrape for minutes, then one in five minutes for a month.
+"""What one target showed: every scrape for minutes, then ever fewer of them for a month.
 
-A window needs only its first and last sample and the number between them, because counters are
-kept with their resets corrected. A target's first sample is always kept, so that a window over
-its whole life is exact; a window that begins in the coarse part begins at its next sample there.
+Counters are kept with their resets corrected, so that a window needs only its first and its
+last sample and the number between them. Where both are still held singly, the answer is
+Prometheus' to the last bit; a window that begins earlier begins between two samples, and the
+target is taken to have grown evenly from one to the other.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from itertools import pairwise
 from operator import add, lt, sub
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from metrics.exposition import BUCKETS_FROM
+from metrics.growth import NOTHING
 from metrics.semantics import Span, Window
+from metrics.tiers import Mark, Plan, Point, Tier
+from metrics.watches import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ENTRY_BYTES = 96
-"""What a coarse sample costs beside its packed growth."""
+    from metrics.tiers import Opened
+    from metrics.watches import Stretch
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+
+TIERS = (
+    Plan(spacing=MINUTE, keep=7 * HOUR, length=60),
+    Plan(spacing=5 * MINUTE, keep=75 * HOUR, length=36),
+    Plan(spacing=HOUR, keep=31 * DAY, length=24),
+)
+"""What is kept beside the newest scrapes: enough for windows of 6 hours, 3 days and 30 days."""
 
 
-class Growth:
-    """How a target's series grew from one coarse sample to the next, packed into bytes."""
+class Tally(NamedTuple):
+    """Of a window: scrapes, good ones, and the sum of the requests in progress at the good ones."""
 
-    @staticmethod
-    def pack(earlier: Sequence[float], later: Sequence[float]) -> bytes:
-        """Pack the difference of two vectors; buckets that nothing fell into cost nothing."""
-        grown = _uncumulated(list(map(sub, later, earlier)))
-        return _packed({slot: value for slot, value in enumerate(grown) if value})
-
-    @staticmethod
-    def merge(earlier: bytes, later: bytes) -> bytes:
-        """Join the growth of two steps."""
-        grown = _unpacked(earlier)
-        for slot, value in _unpacked(later).items():
-            grown[slot] = grown.get(slot, 0.0) + value
-        return _packed(grown)
-
-    @staticmethod
-    def apply(vector: Sequence[float], growths: Sequence[bytes]) -> array[float]:
-        """Compute the vector after these steps."""
-        values = _uncumulated(vector)
-        for growth in growths:
-            for slot, value in _unpacked(growth).items():
-                values[slot] += value
-        return array("d", values[:BUCKETS_FROM] + list(accumulate(values[BUCKETS_FROM:])))
+    scrapes: float
+    samples: float
+    load: float
 
 
-class Samples:
-    """The good scrapes of a target.
+class Newest(NamedTuple):
+    """Where a target stands: what a new start of the service goes on from.
 
-    ``fine`` is how long every sample is kept, ``coarse`` the spacing after that, ``keep`` how
-    long those are kept, all in milliseconds. Above ``coarse_bytes`` the spacing doubles.
+    ``mark`` is of the last scrape, ``samples`` and ``load`` are with it. ``sampled_at`` and
+    ``born_at`` are the times of the last and the first good scrape; -1 if there was none.
+    ``stretches`` are those in which it was watched.
+    """
+
+    mark: Mark
+    samples: int
+    load: float
+    sampled_at: int
+    born_at: int
+    raw: array[float]
+    base: array[float]
+    stretches: tuple[Stretch, ...]
+
+
+class History:
+    """The scrapes of a target.
+
+    ``fine`` is how long each of them is kept, and ``gap`` how long the longest pause between two
+    of them is in which it still counts as watched; in milliseconds.
     """
 
     __slots__ = (
+        "_base",
         "_bases",
-        "_bin",
-        "_coarse",
-        "_coarse_bases",
-        "_coarse_bytes",
-        "_coarse_counts",
-        "_coarse_last",
-        "_coarse_limit",
-        "_coarse_times",
-        "_count",
+        "_born_at",
         "_fine",
-        "_growths",
-        "_keep",
-        "_origin",
+        "_load",
+        "_loads",
+        "_probed",
         "_raws",
+        "_sampled",
+        "_samples",
+        "_scrapes",
         "_times",
+        "_vectors",
+        "_watch",
+        "changed",
+        "tiers",
     )
 
-    def __init__(self, *, fine: int, coarse: int, keep: int, coarse_bytes: int) -> None:
-        self._fine, self._coarse, self._keep = fine, coarse, keep
-        self._coarse_limit = coarse_bytes
-        self._count = 0
+    def __init__(self, *, fine: int, gap: int = 15_000, plans: Sequence[Plan] = TIERS) -> None:
+        self._fine = fine
+        self._watch = Watch(gap)
+        self.tiers = [Tier(plan) for plan in plans]
+        self.changed = False
+        """Whether something was taken since somebody said that nothing was."""
+        # All scrapes, and what was before each.
+        self._probed: array[int] = array("q")
+        self._sampled: array[int] = array("q")
+        self._loads: array[float] = array("d")
+        self._scrapes = 0
+        self._samples = 0
+        self._load = 0.0
+        # The good ones, as they were read and what resets took away before: one array between
+        # two resets.
         self._times: array[int] = array("q")
         self._raws: list[array[float]] = []
-        # What resets took away, to be added to the raw values; one array between two resets.
         self._bases: list[array[float]] = []
-        self._bin: int | None = None
-        self._coarse_times: array[int] = array("q")
-        self._coarse_counts: array[int] = array("q")
-        self._coarse_bases: list[array[float]] = []
-        self._growths: list[bytes] = []
-        self._origin: array[float] = array("d")
-        self._coarse_last: array[float] = array("d")
-        self._coarse_bytes = 0
+        self._base: array[float] = NOTHING
+        self._born_at = -1
+        # How many arrays the scrapes hold: one that is like the one before it shares its array.
+        self._vectors = 0
+
+    @property
+    def last_at(self) -> int:
+        """Time of the last scrape; -1 before the first."""
+        return self._probed[-1] if self._probed else -1
+
+    @property
+    def last_good_at(self) -> int:
+        """Time of the last good scrape; -1 if there was none."""
+        return self._times[-1] if self._times else -1
 
     @property
     def size(self) -> int:
         """Bytes held, about."""
-        distinct = {id(raw) for raw in self._raws} | {id(base) for base in self._coarse_bases}
-        return self._coarse_bytes + 8 * len(self._origin) * (len(distinct) + 2)
+        singly = 8 * len(NOTHING) * self._vectors + 24 * len(self._probed) + 24 * len(self._times)
+        return singly + sum(tier.size for tier in self.tiers)
 
-    def add(self, at: int, raw: array[float]) -> None:
-        """Take a sample that is later than every other."""
-        if self._raws:
-            last, base = self._raws[-1], self._bases[-1]
-            if raw == last:
-                raw = last
-            elif any(map(lt, raw, last)):
-                lost = (old if new < old else 0.0 for new, old in zip(raw, last, strict=True))
-                base = array("d", map(add, base, lost))
-        else:
-            base = array("d", bytes(8 * len(raw)))
-        self._count += 1
-        self._times.append(at)
-        self._raws.append(raw)
-        self._bases.append(base)
-        self._trim_fine(at - self._fine)
-        if at // self._coarse != self._bin:
-            self._bin = at // self._coarse
-            self._add_coarse(at, raw, base)
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """When it was watched."""
+        return self._watch.stretches
 
-    def life(self) -> tuple[Span, array[float]] | None:
-        """Summarise all there is, for ``resume``: its span, and the values of its last sample."""
-        if not self._times:
-            return None
-        span = self.within(Window(start=0, end=self._times[-1]))
-        return None if span is None else (span, self._raws[-1])
+    def add(self, at: int, raw: array[float] | None, in_progress: float = 0.0) -> None:
+        """Take a scrape that is later than every other; None where it failed."""
+        mark = Mark(at, self._scrapes, self._samples, self._load)
+        self._probed.append(at)
+        self._sampled.append(self._samples)
+        self._loads.append(self._load)
+        self._scrapes += 1
+        self.changed = True
+        self._watch.look(at)
+        if raw is not None:
+            self._take(at, raw)
+            self._samples += 1
+            self._load += in_progress
+        self._trim(at - self._fine)
+        if self._times and (due := [tier for tier in self.tiers if tier.is_due(at)]):
+            point = Point(mark, self._total(len(self._times) - 1))
+            for tier in due:
+                tier.add(point)
 
-    def resume(self, span: Span, last: array[float]) -> None:
-        """Begin with what another one lived through: its first sample and its last."""
-        self.add(span.first_at, array("d", span.first))
-        if span.last_at > span.first_at:
-            total = map(add, span.first, span.grown)
-            self._times.append(span.last_at)
-            self._raws.append(last)
-            self._bases.append(array("d", map(sub, total, last)))
-        self._count = span.count
-
-    def close(self) -> None:
-        """Keep only the last sample singly: none follows, and no short window looks back so far."""
+    def newest(self) -> Newest:
+        """Say where it stands, for ``resume``."""
+        mark = Mark(self.last_at, self._scrapes - 1, self._sampled[-1], self._loads[-1])
+        sampled_at, raw = -1, NOTHING
         if self._times:
-            self._trim_fine(self._times[-1])
-
-    def expire(self, now: int) -> None:
-        """Forget what is older than the longest window."""
-        oldest = bisect_left(self._coarse_times, now - self._keep)
-        if oldest == len(self._coarse_times):
-            oldest -= 1
-        if oldest <= 0:
-            return
-        self._origin = Growth.apply(self._origin, self._growths[1 : oldest + 1])
-        self._coarse_bytes -= sum(len(growth) + _ENTRY_BYTES for growth in self._growths[:oldest])
-        del self._coarse_times[:oldest], self._coarse_counts[:oldest]
-        del self._coarse_bases[:oldest], self._growths[:oldest]
-
-    def within(self, window: Window, *, prom3: bool = False) -> Span | None:
-        """Look at the window's samples; None if it has none."""
-        last = bisect_right(self._times, window.end) - 1
-        if last < 0:
-            return None
-        start = window.first(prom3=prom3)
-        if self._times[last] < start:
-            return None
-        raw, base = self._raws[last], self._bases[last]
-        count = self._count - len(self._times) + last + 1
-        first_at, first_count, first_raw, first_base = self._first(start)
-        grown = array("d", map(sub, raw, first_raw))
-        if base is not first_base:
-            grown = array("d", map(add, grown, map(sub, base, first_base)))
-        return Span(
-            first_at=first_at,
-            last_at=self._times[last],
-            count=count - first_count + 1,
-            first=first_raw,
-            grown=grown,
+            sampled_at, raw = self._times[-1], self._raws[-1]
+        return Newest(
+            mark=mark,
+            samples=self._samples,
+            load=self._load,
+            sampled_at=sampled_at,
+            born_at=self._born_at,
+            raw=raw,
+            base=self._base,
+            stretches=self.stretches,
         )
 
-    def _first(self, start: int) -> tuple[int, int, array[float], array[float]]:
-        place = bisect_left(self._coarse_times, start)
-        if start < self._times[0] and place < len(self._coarse_times):
-            at = self._coarse_times[place]
-            if at < self._times[0]:
-                base = self._coarse_bases[place]
-                total = Growth.apply(self._origin, self._growths[1 : place + 1])
-                raw = array("d", map(sub, total, base))
-                return at, self._coarse_counts[place], raw, base
-        index = bisect_left(self._times, start)
-        count = self._count - len(self._times) + index + 1
-        return self._times[index], count, self._raws[index], self._bases[index]
+    def resume(self, newest: Newest) -> None:
+        """Go on from where another one stood; the tiers have their blocks already."""
+        mark = newest.mark
+        self._probed.append(mark.at)
+        self._sampled.append(int(mark.samples))
+        self._loads.append(mark.load)
+        self._scrapes, self._samples = int(mark.scrapes) + 1, newest.samples
+        self._load, self._born_at, self._base = newest.load, newest.born_at, newest.base
+        self._watch = Watch(self._watch.gap, newest.stretches)
+        if newest.sampled_at < 0:
+            return
+        self._times.append(newest.sampled_at)
+        self._raws.append(newest.raw)
+        self._vectors = 1
+        self._bases.append(newest.base)
+        # Between this scrape and the next one lies the time without the service.
+        point = Point(mark, self._total(0))
+        for tier in self.tiers:
+            tier.add(point)
 
-    def _trim_fine(self, oldest: int) -> None:
-        surplus = min(bisect_left(self._times, oldest), len(self._times) - 1)
-        if surplus > 0:
-            del self._times[:surplus], self._raws[:surplus], self._bases[:surplus]
-
-    def _add_coarse(self, at: int, raw: array[float], base: array[float]) -> None:
-        total = array("d", map(add, raw, base))
-        if not self._coarse_times:
-            self._origin = self._coarse_last = total
-        growth = Growth.pack(self._coarse_last, total)
-        self._coarse_last = total
-        self._coarse_times.append(at)
-        self._coarse_counts.append(self._count)
-        self._coarse_bases.append(base)
-        self._growths.append(growth)
-        self._coarse_bytes += len(growth) + _ENTRY_BYTES
-        if self._coarse_bytes > self._coarse_limit and len(self._coarse_times) > 8:
-            self._thin()
-
-    def _thin(self) -> None:
-        """Double the spacing: keep the first sample, every second, and the last."""
-        self._coarse *= 2
-        self._bin = self._coarse_times[-1] // self._coarse
-        kept = [0, *range(2, len(self._coarse_times), 2)]
-        old = self._growths
-        growths = [old[0], *(Growth.merge(old[place - 1], old[place]) for place in kept[1:])]
-        if len(self._coarse_times) % 2 == 0:
-            kept.append(len(self._coarse_times) - 1)
-            growths.append(old[-1])
-        self._coarse_times = array("q", (self._coarse_times[place] for place in kept))
-        self._coarse_counts = array("q", (self._coarse_counts[place] for place in kept))
-        self._coarse_bases = [self._coarse_bases[place] for place in kept]
-        self._growths = growths
-        self._coarse_bytes = sum(len(growth) + _ENTRY_BYTES for growth in growths)
-
-
-class Probes:
-    """Whether a target could be scraped, over time: the ``up`` of Prometheus.
-
-    Each entry is a scrape and how many scrapes, and how many good ones, came before it.
-    """
-
-    __slots__ = ("_bin", "_coarse", "_fine", "_keep", "_long", "_scrapes", "_short", "_ups")
-
-    def __init__(self, *, fine: int, coarse: int, keep: int) -> None:
-        self._fine, self._coarse, self._keep = fine, coarse, keep
-        self._scrapes = 0
-        self._ups = 0
-        self._bin: int | None = None
-        self._short = (array("q"), array("q"), array("q"))
-        self._long = (array("q"), array("q"), array("q"))
-
-    def add(self, at: int, *, up: bool) -> None:
-        """Take a scrape that is later than every other."""
-        self._append(self._short, at)
-        self._cut(self._short, at - self._fine)
-        if at // self._coarse != self._bin:
-            self._bin = at // self._coarse
-            self._append(self._long, at)
-        self._scrapes += 1
-        self._ups += up
-
-    def life(self) -> tuple[int, int, int] | None:
-        """Summarise all there is, for ``resume``: first scrape, good scrapes, all scrapes."""
-        if not self._long[0]:
-            return None
-        first, scrapes, ups = (column[0] for column in self._long)
-        return first, self._ups - ups, self._scrapes - scrapes
-
-    def resume(self, first: int, ups: int, scrapes: int) -> None:
-        """Begin with what another one counted since its first scrape."""
-        self.add(first, up=False)
-        self._ups, self._scrapes = ups, scrapes
+    def rewind(self, until: int, opened: Opened) -> None:
+        """Forget the times after one, which a clock that was ahead has told; no count is lost."""
+        newest = self.newest()
+        for tier in self.tiers:
+            tier.cut(until, opened)
+        del self._probed[:], self._sampled[:], self._loads[:]
+        del self._times[:], self._raws[:], self._bases[:]
+        self._vectors = 0
+        self.resume(
+            newest._replace(
+                mark=newest.mark._replace(at=min(newest.mark.at, until)),
+                sampled_at=min(newest.sampled_at, until),
+                born_at=min(newest.born_at, until),
+                stretches=tuple(
+                    (first, min(last, until)) for first, last in newest.stretches if first <= until
+                ),
+            )
+        )
+        self.changed = True
 
     def close(self) -> None:
         """Keep only the last scrape singly: none follows, and no short window looks back so far."""
-        if self._short[0]:
-            self._cut(self._short, self._short[0][-1])
+        if self._probed:
+            self._trim(self.last_at)
 
     def expire(self, now: int) -> None:
-        """Forget what is older than the longest window."""
-        self._cut(self._long, now - self._keep)
+        """Forget what is older than each tier's time."""
+        for tier in self.tiers:
+            tier.expire(now)
+            self.changed |= bool(tier.dropped)
 
-    def last(self, end: int) -> int | None:
+    def shorten(self, fine: int) -> None:
+        """Keep every scrape for a shorter time."""
+        self._fine = min(self._fine, fine)
+        if self._probed:
+            self._trim(self.last_at - self._fine)
+
+    def widen(self, fine: int, plans: Sequence[Plan]) -> None:
+        """Keep every scrape for a longer time from now on, and tiers if there are none yet."""
+        self._fine = max(self._fine, fine)
+        if not self.tiers:
+            self.tiers = [Tier(plan) for plan in plans]
+
+    def thin(self) -> int:
+        """Forget the older half of every tier; return the time from which all is known."""
+        for tier in self.tiers:
+            tier.thin()
+            self.changed |= bool(tier.dropped)
+        return min((tier.first_at for tier in self.tiers if tier.first_at is not None), default=0)
+
+    def forget_watch(self, until: int) -> None:
+        """Count the time before as one in which nobody looked."""
+        self._watch.forget(until)
+        self.changed = True
+
+    def span(self, window: Window, opened: Opened, *, prom3: bool = False) -> Span | None:
+        """Look at the window's good scrapes; None if it has none."""
+        start, times = window.first(prom3=prom3), self._times
+        if not times or start > times[-1] or window.end < self._born_at:
+            return None
+        last = bisect_right(times, window.end) - 1
+        if last < 0 or not (start >= times[0] or self._is_young):
+            return self._long_span(start, window.end, opened, last)
+        first = bisect_left(times, start)
+        if first > last:
+            return None
+        grown = array("d", map(sub, self._raws[last], self._raws[first]))
+        base, first_base = self._bases[last], self._bases[first]
+        if base is not first_base:
+            grown = array("d", map(add, grown, map(sub, base, first_base)))
+        return Span(
+            first_at=times[first],
+            last_at=times[last],
+            count=last - first + 1,
+            first=self._raws[first],
+            grown=grown,
+        )
+
+    def tally(self, window: Window, opened: Opened, *, prom3: bool = False) -> Tally:
+        """Count the window's scrapes."""
+        before = self._before(window.first(prom3=prom3), opened)
+        until = self._before(window.end + 1, opened)
+        return Tally(*(max(now - then, 0) for now, then in zip(until[1:], before[1:], strict=True)))
+
+    def last_before(self, end: int) -> int | None:
         """Find the time of the last scrape up to ``end`` that is still held singly."""
-        place = bisect_right(self._short[0], end) - 1
-        return self._short[0][place] if place >= 0 else None
+        place = bisect_right(self._probed, end) - 1
+        return self._probed[place] if place >= 0 else None
 
-    def within(self, window: Window, *, prom3: bool = False) -> tuple[int, int]:
-        """Count the good scrapes of the window, and all of them."""
-        ups_before, before = self._before(window.first(prom3=prom3))
-        ups, scrapes = self._before(window.end + 1)
-        return max(ups - ups_before, 0), max(scrapes - before, 0)
+    @property
+    def _is_young(self) -> bool:
+        """Whether every good scrape there was is still held singly."""
+        return bool(self._times) and self._times[0] == self._born_at
 
-    def _before(self, at: int) -> tuple[int, int]:
-        short, long = self._short, self._long
-        if short[0] and at <= short[0][0]:
-            place = bisect_left(long[0], at)
-            if place < len(long[0]) and long[0][place] < short[0][0]:
-                return long[2][place], long[1][place]
-        place = bisect_left(short[0], at)
-        if place < len(short[0]):
-            return short[2][place], short[1][place]
-        return self._ups, self._scrapes
+    def _long_span(self, start: int, end: int, opened: Opened, last: int) -> Span | None:
+        begin = self._state(start, opened)
+        if last >= 0:
+            last_at, total = self._times[last], self._total(last)
+        else:
+            ended = self._state(end, opened)
+            last_at, total = ended.mark.at, ended.total
+        until = self._before(end + 1, opened).samples
+        count = round(until - self._before(start, opened).samples)
+        if count < 1 or last_at < begin.mark.at:
+            return None
+        return Span(
+            first_at=begin.mark.at,
+            last_at=last_at,
+            count=count if last_at > begin.mark.at else 1,
+            first=begin.total,
+            grown=array("d", map(sub, total, begin.total)),
+        )
 
-    def _append(self, entries: tuple[array[int], array[int], array[int]], at: int) -> None:
-        for column, value in zip(entries, (at, self._scrapes, self._ups), strict=True):
-            column.append(value)
+    def _state(self, at: int, opened: Opened) -> Point:
+        """Return the state at a time before the scrapes that are held singly."""
+        latest = self._oldest_singly()
+        for tier in self.tiers:
+            first = tier.first_at
+            if first is not None and (first <= at or first == self._born_at):
+                found = tier.at(max(at, first), latest, opened)
+                self.changed |= bool(tier.dropped)
+                if tier.first_at == first:
+                    return found
+        # All that is left begins later.
+        if not self.tiers:
+            return latest
+        oldest = min(self.tiers, key=lambda tier: tier.first_at or latest.mark.at)
+        return oldest.at(oldest.first_at or latest.mark.at, latest, opened)
 
-    @staticmethod
-    def _cut(entries: tuple[array[int], array[int], array[int]], oldest: int) -> None:
-        surplus = min(bisect_left(entries[0], oldest), len(entries[0]) - 1)
+    def _oldest_singly(self) -> Point:
+        place = bisect_left(self._probed, self._times[0])
+        scrapes = self._scrapes - len(self._probed) + place
+        mark = Mark(self._probed[place], scrapes, self._sampled[place], self._loads[place])
+        return Point(mark, self._total(0))
+
+    def _before(self, at: int, opened: Opened) -> Mark:
+        """Count what was before a time."""
+        probed = self._probed
+        if not probed or at > probed[-1]:
+            return Mark(at, self._scrapes, self._samples, self._load)
+        offset = self._scrapes - len(probed)
+        if at >= probed[0] or not offset:
+            place = bisect_left(probed, at)
+            return Mark(at, offset + place, self._sampled[place], self._loads[place])
+        if self._times and at >= self._born_at:
+            return self._state(at, opened).mark
+        return Mark(at, 0, 0, 0.0)
+
+    def _take(self, at: int, raw: array[float]) -> None:
+        if self._raws:
+            last = self._raws[-1]
+            if raw == last:
+                raw = last
+            else:
+                self._vectors += 1
+                if any(map(lt, raw, last)):
+                    self._vectors += 1
+                    lost = (old if new < old else 0.0 for new, old in zip(raw, last, strict=True))
+                    self._base = array("d", map(add, self._base, lost))
+        else:
+            self._vectors = 1
+            if self._born_at < 0:
+                self._born_at = at
+        self._times.append(at)
+        self._raws.append(raw)
+        self._bases.append(self._base)
+
+    def _total(self, place: int) -> array[float]:
+        raw, base = self._raws[place], self._bases[place]
+        return raw if base is NOTHING else array("d", map(add, raw, base))
+
+    def _trim(self, oldest: int) -> None:
+        surplus = min(bisect_left(self._probed, oldest), len(self._probed) - 1)
         if surplus > 0:
-            for column in entries:
-                del column[:surplus]
-
-
-def _uncumulated(vector: Sequence[float]) -> list[float]:
-    buckets = vector[BUCKETS_FROM:]
-    return [*vector[: BUCKETS_FROM + 1], *map(sub, buckets[1:], buckets[:-1])]
-
-
-def _packed(grown: dict[int, float]) -> bytes:
-    if not grown:
-        return b""
-    slots = array("H", grown).tobytes()
-    try:
-        values = array("I", map(_whole, grown.values())).tobytes()
-    except (OverflowError, ValueError):
-        return b"d" + slots + array("d", grown.values()).tobytes()
-    return b"I" + slots + values
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
-        raise ValueError("a fraction")
-    return int(value)
-
-
-def _unpacked(growth: bytes) -> dict[int, float]:
-    if not growth:
-        return {}
-    kind = growth[:1].decode()
-    values: array[float] = array(kind)
-    number = (len(growth) - 1) // (2 + values.itemsize)
-    slots = array("H")
-    slots.frombytes(growth[1 : 1 + 2 * number])
-    values.frombytes(growth[1 + 2 * number :])
-    return dict(zip(slots, map(float, values), strict=True))
+            del self._probed[:surplus], self._sampled[:surplus], self._loads[:surplus]
+        surplus = min(bisect_left(self._times, oldest), len(self._times) - 1)
+        if surplus > 0:
+            for one, other in pairwise(self._raws[: surplus + 1]):
+                self._vectors -= one is not other
+            for one, other in pairwise(self._bases[: surplus + 1]):
+                self._vectors -= one is not other
+            del self._times[:surplus], self._raws[:surplus], self._bases[:surplus]

@@ -24,8 +24,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 HELP = {
     names.REQUESTS: "Predictions answered, by class of the answer's status.",
-    names.DURATION: "Time from the arrival of a prediction's request to its answer.",
+    names.DURATION: "Time from the arrival of a request that the model was given to its answer.",
     names.IN_PROGRESS: "Predictions being answered at the moment.",
+    names.OVERLOADED: "Predictions answered with 503 or 504; they are among the 5xx too.",
+    names.PROBES: "Probes of the deployment while nobody used it; no predictions of callers.",
     names.MODEL_INFO: "What is being served.",
     names.START_TIME: "When the process started, in seconds since 1970.",
 }
@@ -68,8 +70,9 @@ class InferenceInstruments:
 
     ``framework`` left out means that no model stands behind these figures (the refusals that
     the service itself answers); there is no ``inference_model_info`` then. ``started_at``, in
-    seconds since 1970, adds ``process_start_time_seconds``. ``registry`` may be None if only
-    ``text`` is used.
+    seconds since 1970, adds ``process_start_time_seconds``; ``probes`` adds the counts of
+    probes, which the service makes and no replica. ``registry`` may be None if only ``text``
+    is used.
     """
 
     def __init__(
@@ -80,10 +83,13 @@ class InferenceInstruments:
         framework_version: str = "",
         digest: str = "",
         started_at: float | None = None,
+        probes: bool = False,
     ) -> None:
         self.in_progress = InProgress()
         self._bounds = names.LATENCY_BOUNDS
         self._requests = dict.fromkeys(names.CODE_CLASSES, 0)
+        self._overloaded = 0
+        self._probes = dict.fromkeys(names.PROBE_RESULTS if probes else (), 0)
         self._buckets = [0] * (len(self._bounds) + 1)
         self._seconds = 0.0
         self._started_at = started_at
@@ -99,15 +105,29 @@ class InferenceInstruments:
         if registry is not None:
             registry.register(self)
 
-    def observe(self, code_class: str, seconds: float) -> None:
+    def observe(self, code_class: str, seconds: float | None, *, overloaded: bool = False) -> None:
         """Count one answered request of class ``2xx``, ``4xx`` or ``5xx``.
+
+        ``seconds`` is None where the model was never asked: a refusal is quick whatever the model
+        does, and would make it look quick. ``overloaded`` says that nobody had the time for it
+        (503, 504).
 
         Raises:
             KeyError: there is no such class.
         """
         self._requests[code_class] += 1
-        self._buckets[bisect_left(self._bounds, seconds)] += 1
-        self._seconds += seconds
+        self._overloaded += overloaded
+        if seconds is not None:
+            self._buckets[bisect_left(self._bounds, seconds)] += 1
+            self._seconds += seconds
+
+    def probe(self, *, passed: bool) -> None:
+        """Count one probe.
+
+        Raises:
+            KeyError: these figures have no probes.
+        """
+        self._probes[names.PROBE_RESULTS[0 if passed else 1]] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, as a registry asks for them."""
@@ -123,6 +143,12 @@ class InferenceInstruments:
         for code, count in self._requests.items():
             requests.add_metric((code,), count)
         yield requests
+        yield CounterMetricFamily(names.OVERLOADED, HELP[names.OVERLOADED], value=self._overloaded)
+        if self._probes:
+            probes = CounterMetricFamily(names.PROBES, HELP[names.PROBES], labels=("result",))
+            for result, count in self._probes.items():
+                probes.add_metric((result,), count)
+            yield probes
         cumulated = accumulate(self._buckets)
         yield HistogramMetricFamily(
             names.DURATION,
@@ -151,6 +177,14 @@ class InferenceInstruments:
         lines = [*head(names.REQUESTS, "counter")]
         for code, count in self._requests.items():
             lines.append(f'{names.REQUESTS}{{code="{code}"}} {float(count)!r}')
+        lines.extend(head(names.OVERLOADED, "counter"))
+        lines.append(f"{names.OVERLOADED} {float(self._overloaded)!r}")
+        if self._probes:
+            lines.extend(head(names.PROBES, "counter"))
+            lines.extend(
+                f'{names.PROBES}{{result="{result}"}} {float(count)!r}'
+                for result, count in self._probes.items()
+            )
         lines.extend(head(names.DURATION, "histogram"))
         cumulated = list(accumulate(self._buckets))
         lines.extend(

@@ -51,15 +51,10 @@ class Span:
     grown: Sequence[float]
 
 
-def extrapolate(
-    span: Span,
-    window: Window,
-    *,
-    per_second: bool,
-    prom3: bool = False,
-    part: slice = slice(None),
+def increase(
+    span: Span, window: Window, *, prom3: bool = False, part: slice = slice(None)
 ) -> list[float] | None:
-    """Compute ``rate`` (per second) or ``increase`` of the series in ``part``.
+    """Compute the ``increase`` of the series in ``part``; ``rate`` is that by the window's seconds.
 
     None if there are less than two samples, as Prometheus has no answer then.
     """
@@ -84,8 +79,7 @@ def extrapolate(
             else:
                 head = min(to_start, zero)
                 head = head if head < threshold else spacing / 2
-            factor = (sampled + head + tail) / sampled
-            value = grown * (factor / window.seconds if per_second else factor)
+            value = grown * ((sampled + head + tail) / sampled)
         values.append(value)
     return values
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from metrics.places import Crowd
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 OTHER = "other"
 """Label of what is outside a closed set; a caller must not be able to add series."""
@@ -31,17 +33,21 @@ UPLOAD_RESULTS = (
     "unsupported",
     "too_large",
     "storage_full",
+    "over_quota",
     "aborted",
     "failed",
 )
 STEP_STATUSES = ("Succeeded", "Failed")
 PHASES = ("Pending", "Running", "Succeeded", "Failed")
+STORED_KINDS = ("artifacts", "models", "environments")
 DEPLOY_RESULTS = ("succeeded", "failed", "stopped")
 BACKENDS = ("embedded", "prometheus")
 SCRAPE_RESULTS = ("ok", "failed")
+HISTORY_KEPT = ("whole", "brief", "none")
 
 _HTTP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 _STEP_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_RECONCILE_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SCRAPE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
 
@@ -49,8 +55,8 @@ class ServiceInstruments:
     """The service's own metrics on a registry of their own.
 
     Sets of labels that are closed exist from the start at zero: ``routes`` are the path
-    templates, ``environments`` and ``steps`` the names in use. What is not in them counts as
-    ``other``. ``process`` adds ``process_*`` and ``python_info``, which are read from files
+    templates, ``environments``, ``steps``, ``actions`` and ``refusals`` the names in use. What is not in
+    them counts as ``other``. ``process`` adds ``process_*`` and ``python_info``, which are read from files
     at each rendering.
     """
 
@@ -61,6 +67,8 @@ class ServiceInstruments:
         routes: Iterable[str] = (),
         environments: Iterable[str] = (),
         steps: Iterable[str] = (),
+        refusals: Iterable[str] = (),
+        actions: Iterable[str] = (),
         process: bool = True,
     ) -> None:
         # The client would add a second series to each counter; the switch is the process'.
@@ -69,7 +77,9 @@ class ServiceInstruments:
         self._routes = frozenset(routes)
         self._build_http(registry)
         self._build_pipeline(registry, tuple(environments), tuple(steps))
+        self._build_reconcile(registry, tuple(environments), tuple(actions))
         self._build_gauges(registry)
+        self._build_limits(registry, tuple(refusals))
         self._build_scrapes(registry)
         if process:
             ProcessCollector(registry=registry)
@@ -89,6 +99,24 @@ class ServiceInstruments:
         """Count an upload that ended, by one of ``UPLOAD_RESULTS``."""
         self._uploads.labels(result if result in UPLOAD_RESULTS else "failed").inc()
 
+    def refused(self, reason: str) -> None:
+        """Count a request or connection that was turned away; by the code of its answer."""
+        self._refusal_children.get(reason, self._refusal_children[OTHER]).inc()
+
+    def connections(self, number: int) -> None:
+        """Say how many connections to the API are open."""
+        self._connections.set(number)
+
+    def stored(self, kind: str, size_bytes: int) -> None:
+        """Say how much one of ``STORED_KINDS`` takes of the disk."""
+        self._stored.labels(kind).set(size_bytes)
+
+    def disk(self, *, free_bytes: int, kept_bytes: int, stored_limit_bytes: int) -> None:
+        """Say what is free of the disk, what has to stay so, and how much may be stored."""
+        self._disk_free.set(free_bytes)
+        self._disk_kept.set(kept_bytes)
+        self._stored_limit.set(stored_limit_bytes)
+
     def step(self, step: str, status: str, seconds: float) -> None:
         """Count a preparation's step that ended, ``Succeeded`` or ``Failed``."""
         self._steps.labels(step, status).inc()
@@ -97,6 +125,16 @@ class ServiceInstruments:
     def deploy(self, environment: str, result: str) -> None:
         """Count a roll-out that ended, by one of ``DEPLOY_RESULTS``."""
         self._deploys.labels(environment, result).inc()
+
+    def deployed(self, environment: str, seconds: float) -> None:
+        """Say how long it took from the wish for a version until it served."""
+        self._deploy_seconds.labels(environment).observe(seconds)
+
+    def reconciled(self, action: str, seconds: float, *, ok: bool) -> None:
+        """Count a step of the reconciler; one that is not ``ok`` ended with an unforeseen error."""
+        self._reconcile_seconds.labels(action).observe(seconds)
+        if not ok:
+            self._reconcile_failures.labels(action).inc()
 
     def restart(self, environment: str) -> None:
         """Count a replica that is started again after a crash."""
@@ -116,6 +154,10 @@ class ServiceInstruments:
         self._gpus.set(number)
         self._gpus_free.set(free)
 
+    def sandbox(self, level: int) -> None:
+        """Say how strictly model processes are confined, from 1 to 3."""
+        self._sandbox_level.set(level)
+
     def backend(self, name: str, *, up: bool) -> None:
         """Say whether a source of figures (one of ``BACKENDS``) answers."""
         self._backend_children[name].set(1 if up else 0)
@@ -124,6 +166,12 @@ class ServiceInstruments:
         """Count a scrape of a replica by the embedded monitor."""
         self._scrapes.labels("ok" if ok else "failed").inc()
         self._scrape_seconds.observe(seconds)
+
+    def history(self, crowd: Crowd, *, unreadable: int) -> None:
+        """Say how many targets have what history, and how many parts of it could not be read."""
+        for kept, number in crowd._asdict().items():
+            self._history_targets.labels(kept).set(number)
+        self._unreadable.set(unreadable)
 
     def scrape_targets(self, number: int) -> None:
         """Say how many replicas are scraped."""
@@ -213,10 +261,44 @@ class ServiceInstruments:
             for phase in PHASES
         }
 
+    def _build_reconcile(
+        self, registry: CollectorRegistry, environments: tuple[str, ...], actions: tuple[str, ...]
+    ) -> None:
+        self._deploy_seconds = Histogram(
+            names.DEPLOY_DURATION,
+            "Time from the wish for a version until it served.",
+            ("environment",),
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self._reconcile_seconds = Histogram(
+            names.RECONCILE_DURATION,
+            "Time that a step of the reconciler took.",
+            ("action",),
+            buckets=_RECONCILE_SECONDS,
+            registry=registry,
+        )
+        self._reconcile_failures = Counter(
+            names.RECONCILE_FAILURES,
+            "Steps of the reconciler that ended with an unforeseen error.",
+            ("action",),
+            registry=registry,
+        )
+        for environment in environments:
+            self._deploy_seconds.labels(environment)
+        for action in actions:
+            self._reconcile_seconds.labels(action)
+            self._reconcile_failures.labels(action)
+
     def _build_gauges(self, registry: CollectorRegistry) -> None:
         self._runs = Gauge(names.RUNS, "Runs that the service keeps.", registry=registry)
         self._gpus = Gauge(names.GPUS, "GPUs that the driver shows.", registry=registry)
         self._gpus_free = Gauge(names.GPUS_FREE, "GPUs that can be taken.", registry=registry)
+        self._sandbox_level = Gauge(
+            names.SANDBOX_LEVEL,
+            "How strictly model processes are confined: 3 is the strictest.",
+            registry=registry,
+        )
         backend_up = Gauge(
             names.BACKEND_UP,
             "Whether a source of the summary's figures answers.",
@@ -224,6 +306,34 @@ class ServiceInstruments:
             registry=registry,
         )
         self._backend_children = {backend: backend_up.labels(backend) for backend in BACKENDS}
+
+    def _build_limits(self, registry: CollectorRegistry, refusals: tuple[str, ...]) -> None:
+        counter = Counter(
+            names.REFUSALS,
+            "Requests and connections turned away: no room, too slow, too large; by code.",
+            ("reason",),
+            registry=registry,
+        )
+        self._refusal_children = {reason: counter.labels(reason) for reason in (*refusals, OTHER)}
+        self._connections = Gauge(
+            names.CONNECTIONS, "Open connections to the API.", registry=registry
+        )
+        self._stored = Gauge(
+            names.STORED_BYTES, "Bytes on the disk, by kind.", ("kind",), registry=registry
+        )
+        self._stored_limit = Gauge(
+            names.STORED_LIMIT_BYTES,
+            "Bytes that artifacts and models may take together.",
+            registry=registry,
+        )
+        self._disk_free = Gauge(
+            names.DISK_FREE_BYTES, "Free bytes on the data folder's disk.", registry=registry
+        )
+        self._disk_kept = Gauge(
+            names.DISK_KEPT_BYTES,
+            "Free bytes below which nothing large is begun.",
+            registry=registry,
+        )
 
     def _build_scrapes(self, registry: CollectorRegistry) -> None:
         self._scrapes = Counter(
@@ -242,4 +352,17 @@ class ServiceInstruments:
         )
         self._scrape_targets = Gauge(
             names.SCRAPE_TARGETS, "Replicas that are scraped.", registry=registry
+        )
+        self._history_targets = Gauge(
+            names.HISTORY_TARGETS,
+            "Targets with a whole history, with one of the last minute and a half, and with none.",
+            ("kept",),
+            registry=registry,
+        )
+        for kept in HISTORY_KEPT:
+            self._history_targets.labels(kept)
+        self._unreadable = Gauge(
+            names.HISTORY_UNREADABLE,
+            "Parts of the embedded monitor's history that could not be read since the start.",
+            registry=registry,
         )

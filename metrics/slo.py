@@ -1,12 +1,20 @@
-"""From sums and quantiles to the five figures of the summary, whichever source they came from."""
+"""From sums and quantiles to the figures of the summary, whichever source they came from."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from metrics.reading import Question, positive
+from metrics.targets import Reach
+
+if TYPE_CHECKING:
+    from metrics.reading import Reading
 
 DataStatus = Literal["ok", "no_traffic", "stale", "not_deployed", "unavailable"]
+DATA_STATUSES: tuple[DataStatus, ...] = get_args(DataStatus)
+
+Basis = Literal["requests", "probes", "scrapes"]
 
 RED_SECONDS = 60.0
 """Window of rate, errors and duration."""
@@ -14,35 +22,71 @@ RED_SECONDS = 60.0
 SLO_SECONDS = 30 * 86400.0
 """Longest window of the service levels; a younger deployment is measured since it began."""
 
-STALE_SECONDS = 15.0
-"""Age of the newest scrape from which figures are called stale: three of Prometheus' scrapes."""
-
 QUANTILE = 0.95
+
+EVERYBODY = Reach()
+"""No replica is known that cannot be read."""
+
+
+class Counts(NamedTuple):
+    """Good and bad of a window, and of what they are."""
+
+    total: float
+    bad: float
+    basis: Basis
+
+    @property
+    def bad_share(self) -> float:
+        """Share of the bad ones, 0 to 1; 0 of nothing."""
+        return min(self.bad / self.total, 1.0) if self.total > 0 else 0.0
+
+
+def availability_of(reading: Reading) -> Counts:
+    """Count what says whether the run was there for its users.
+
+    Without requests the probes stand for them, and without probes the scrapes: a dead replica
+    is asked nothing, so requests alone would call it perfect.
+    """
+    requests = positive(reading.requests)
+    if requests > 0:
+        return Counts(requests, positive(reading.errors), "requests")
+    failed = positive(reading.probes_failed)
+    probes = positive(reading.probes_passed) + failed
+    if probes > 0:
+        return Counts(probes, failed, "probes")
+    scrapes = positive(reading.scrapes)
+    return Counts(scrapes, scrapes * (1 - min(positive(reading.up), 1.0)), "scrapes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
-    """What a source says of a run: sums and quantiles; None or NaN where it has nothing.
+class Faults:
+    """Whose fault the requests of a window were that went wrong, in percent of all of them."""
 
-    ``at`` and ``last_scrape_at`` in seconds since 1970; ``up`` is the share of good scrapes,
-    averaged over the replicas, and ``samples`` the number of those scrapes.
-    """
+    client_percent: float = 0.0
+    model_percent: float = 0.0
+    overload_percent: float = 0.0
 
-    at: float
-    rps: float | None = None
-    error_rps: float | None = None
-    p95_seconds: float | None = None
-    slo_total: float | None = None
-    slo_errors: float | None = None
-    slo_p95_seconds: float | None = None
-    up: float | None = None
-    samples: float | None = None
-    last_scrape_at: float | None = None
+    def as_json(self) -> dict[str, float]:
+        """Give the part of the answer that they make up."""
+        return {
+            "clientPercent": self.client_percent,
+            "modelPercent": self.model_percent,
+            "overloadPercent": self.overload_percent,
+        }
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the source knows nothing of the run: it was not scraped yet, or never."""
-        return not _positive(self.samples) and not _positive(self.rps)
+
+def faults_of(reading: Reading) -> Faults:
+    """Split the errors of a window: 4xx are the client's, 503 and 504 overload, 5xx the model's."""
+    total = positive(reading.requests)
+    if not total:
+        return Faults()
+    errors, overloaded = positive(reading.errors), positive(reading.overloaded)
+    overloaded = min(errors, overloaded)
+    return Faults(
+        client_percent=_percent(100 * positive(reading.client_errors) / total),
+        model_percent=_percent(100 * (errors - overloaded) / total),
+        overload_percent=_percent(100 * overloaded / total),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +99,8 @@ class Summary:
     availability: float = 0.0
     latency_p95_ms: float = 0.0
     data_status: DataStatus = "unavailable"
+    basis: Basis = "scrapes"
+    faults: Faults = field(default_factory=Faults)
 
     def as_json(self) -> dict[str, Any]:
         """Give the part of the answer that the figures make up."""
@@ -66,6 +112,7 @@ class Summary:
             },
             "slo": {"availability": self.availability, "latencyP95Ms": self.latency_p95_ms},
             "dataStatus": self.data_status,
+            "errorsByFault": self.faults.as_json(),
         }
 
 
@@ -76,54 +123,75 @@ UNAVAILABLE = Summary(data_status="unavailable")
 """Of a deployed run that no source can say anything about."""
 
 
-def summarise(
-    readings: Readings, *, deployed: bool = True, stale_after: float = STALE_SECONDS
-) -> Summary:
-    """Compute the five figures and say how far to trust them.
-
-    Without traffic RED is zeros, and the share of good scrapes stands for the availability: a
-    dead replica is asked nothing, so a share of requests alone would call it perfect.
-    ``deployed`` says whether the run is up anywhere; ``stale_after`` is in seconds.
-    """
-    rps = _positive(readings.rps)
-    total = _positive(readings.slo_total)
-    if total > 0:
-        availability = 100 * (1 - _positive(readings.slo_errors) / total)
-    else:
-        availability = 100 * _positive(readings.up)
-    return Summary(
-        rps=rps,
-        errors_percent=_percent(100 * _positive(readings.error_rps) / rps) if rps > 0 else 0.0,
-        p95_duration_ms=_milliseconds(readings.p95_seconds) if rps > 0 else 0.0,
-        availability=_percent(availability),
-        latency_p95_ms=_milliseconds(readings.slo_p95_seconds) if total > 0 else 0.0,
-        data_status=_status(readings, deployed=deployed, stale_after=stale_after),
+def red_question(environment: str | None, seconds: float = RED_SECONDS) -> Question:
+    """Ask what rate, errors and duration are made of."""
+    return Question(
+        seconds=seconds,
+        environment=environment,
+        quantiles=(QUANTILE,),
+        health=True,
+        recent=True,
+        watched=seconds > RED_SECONDS,
     )
 
 
-def window_seconds(deployed_at: float | None, at: float) -> float:
+def slo_question(environment: str | None, seconds: float) -> Question:
+    """Ask what the service levels are made of."""
+    return Question(
+        seconds=seconds,
+        environment=environment,
+        quantiles=(QUANTILE,),
+        health=True,
+        watched=True,
+    )
+
+
+def summarise(
+    red: Reading,
+    slo: Reading,
+    *,
+    deployed: bool = True,
+    reach: Reach = EVERYBODY,
+) -> Summary:
+    """Compute the five figures of the two windows and say how far to trust them.
+
+    Without traffic RED is zeros. ``deployed`` says whether the run is up anywhere, ``reach`` which
+    of its replicas can be read.
+    """
+    requests = positive(red.requests)
+    available = availability_of(slo)
+    return Summary(
+        rps=requests / red.seconds,
+        errors_percent=_percent(100 * positive(red.errors) / requests) if requests > 0 else 0.0,
+        p95_duration_ms=_milliseconds(red) if requests > 0 else 0.0,
+        availability=_percent(100 * (1 - available.bad_share)) if available.total > 0 else 0.0,
+        latency_p95_ms=_milliseconds(slo) if positive(slo.requests) > 0 else 0.0,
+        data_status=_status(red, slo, reach) if deployed else "not_deployed",
+        basis=available.basis,
+        faults=faults_of(red),
+    )
+
+
+def window_seconds(deployed_at: float | None, at: float, longest: float = SLO_SECONDS) -> float:
     """Length of the service levels' window: since the first deployment, within its bounds."""
     if deployed_at is None:
-        return SLO_SECONDS
-    return min(max(at - deployed_at, RED_SECONDS), SLO_SECONDS)
+        return longest
+    return min(max(at - deployed_at, RED_SECONDS), longest)
 
 
-def _status(readings: Readings, *, deployed: bool, stale_after: float) -> DataStatus:
-    if not deployed:
-        return "not_deployed"
-    if readings.is_empty:
+def _status(red: Reading, slo: Reading, reach: Reach) -> DataStatus:
+    if slo.is_empty and red.is_empty:
         return "unavailable"
-    if readings.last_scrape_at is None or readings.at - readings.last_scrape_at > stale_after:
+    asked = positive(red.requests) > 0
+    # Whether one that cannot be read is asked anything, nobody knows: it is not idle.
+    if not red.is_fresh or (reach.unread and not (asked and reach.read)):
         return "stale"
-    return "ok" if _positive(readings.rps) > 0 else "no_traffic"
+    return "ok" if asked else "no_traffic"
 
 
-def _positive(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) and value > 0 else 0.0
-
-
-def _milliseconds(seconds: float | None) -> float:
-    return _positive(1000 * _positive(seconds))
+def _milliseconds(reading: Reading) -> float:
+    seconds = reading.durations[0] if reading.durations else None
+    return positive(1000 * positive(seconds))
 
 
 def _percent(value: float) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
-Source = Literal["prometheus", "embedded"]
+if TYPE_CHECKING:
+    from metrics.reading import Source
 
 FAILURES = 3
 """Failures in a row after which Prometheus is not asked any more."""
@@ -17,10 +18,19 @@ class SourceChoice:
     """A circuit breaker without I/O; times in seconds of any clock that never goes back.
 
     While Prometheus is asked, one failed question is answered by the embedded monitor too;
-    after ``failures`` of them nobody waits for it any more, until a probe finds it ready.
+    after ``failures`` of them nobody waits for it any more, until a probe finds it ready. If it
+    fails then at once, it is given up again without any more waiting.
     """
 
-    __slots__ = ("_configured", "_failed", "_failures", "_open", "_probe_seconds", "_probed_at")
+    __slots__ = (
+        "_configured",
+        "_failed",
+        "_failures",
+        "_open",
+        "_probe_seconds",
+        "_probed_at",
+        "_trial",
+    )
 
     def __init__(
         self,
@@ -34,6 +44,7 @@ class SourceChoice:
         self._probe_seconds = probe_seconds
         self._failed = 0
         self._open = False
+        self._trial = False
         self._probed_at = 0.0
 
     @property
@@ -47,15 +58,21 @@ class SourceChoice:
         return None if not self._configured else not self._open and self._failed == 0
 
     def succeeded(self) -> None:
-        """Note that Prometheus answered, or that a probe found it ready."""
+        """Note that Prometheus answered."""
+        self._failed = 0
+        self._open = self._trial = False
+
+    def returned(self) -> None:
+        """Note that a probe found it ready."""
+        self._trial = self._open
         self._failed = 0
         self._open = False
 
     def failed(self, now: float) -> None:
         """Note that Prometheus did not answer, or that a probe found it not ready."""
         self._failed += 1
-        if not self._open and self._failed >= self._failures:
-            self._open = True
+        if not self._open and (self._trial or self._failed >= self._failures):
+            self._open, self._trial = True, False
             self._probed_at = now
 
     def probe_due(self, now: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from metrics import names
@@ -42,6 +42,13 @@ class Target:
     def labels(self) -> dict[str, str]:
         """The labels that discovery adds to every series of this target."""
         return {name: getattr(self, name) for name in names.IDENTITY_LABELS}
+
+
+class Reach(NamedTuple):
+    """The replicas that are expected to answer: how many can be read, and which cannot."""
+
+    read: int = 0
+    unread: tuple[Target, ...] = ()
 
 
 def metrics_path(target: Target) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server import __version__, keys
+from server.sandbox.levels import Level
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from gpu.devices import Snapshot
     from server.messages import Messages
+    from server.sandbox.launch import Sandbox
 
 
 async def announcement(app: web.Application, host: str, port: int) -> str:
@@ -26,11 +28,21 @@ async def announcement(app: web.Application, host: str, port: int) -> str:
         f"  API reference  {url}/docs",
         f"  GPUs           {_gpus(app[keys.MESSAGES], snapshot)}",
         *_laptop_hint(snapshot, offered=settings.offer_cpu),
-        f"  sandbox        {app[keys.SANDBOX].name}",
+        *_sandbox(app[keys.SANDBOX]),
         f"  monitoring     {settings.prometheus_url or 'embedded'}",
         f"  data           {settings.data_dir}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sandbox(sandbox: Sandbox) -> list[str]:
+    level = sandbox.level
+    lines = [f"  sandbox        level {level.value}: {', '.join(sandbox.layers)}"]
+    lines += [f"                 {problem}" for problem in sandbox.problems]
+    if level < Level.KERNEL:
+        said = "run all the same" if sandbox.is_lenient else "refused"
+        lines.append(f"                 models that can hold code (all but ONNX) are {said}")
+    return lines
 
 
 def _gpus(messages: Messages, snapshot: Snapshot) -> str:

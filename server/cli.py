@@ -1,14 +1,19 @@
-"""The command line: reads the settings, starts the service, says where it is."""
+"""The command line: starts the service and says where it is; ``tokens`` is for its operator."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import errno
+import gc
+import logging
 import os
+import resource
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -16,43 +21,88 @@ from aiohttp import web
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
+from server import token_commands
 from server.announcement import announcement
 from server.api.edge import make_runner
 from server.app import create_app
 from server.data_folder import DataFolder
 from server.errors import PersephoneError
-from server.logs import configure_logs
+from server.logs import configure_logs, statement
 from server.messages import Messages
-from server.settings import Settings, SettingsError
+from server.setting_values import SettingsError
+from server.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-_SHUTDOWN_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+
+_FINISH_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 1.0
 _BACKLOG = 1024
+_COLLECTOR_THRESHOLDS = (20_000, 20, 50)
+_FILES = 65_536
 
 
-def main() -> int:
-    """Run the service until SIGTERM or SIGINT; return its exit code."""
+def main(
+    argv: Sequence[str] | None = None, *, create: Callable[[Settings], web.Application] = create_app
+) -> int:
+    """Run the service until SIGTERM or SIGINT, or one command; return the exit code."""
+    arguments = _arguments(argv)
     try:
         settings = Settings.from_env(os.environ)
+        if arguments.command is not None:
+            return _command(settings, arguments)
         folder = DataFolder(settings.data_dir)
         folder.open()
     except SettingsError as error:
         _complain(str(error))
         return 2
     configure_logs(settings)
+    raise_file_limit()
     try:
-        return uvloop.run(_run(settings))
+        return uvloop.run(_run(settings, create))
     finally:
         folder.close()
 
 
-def _complain(sentence: str) -> None:
-    sys.stderr.write(f"persephone: {sentence}\n")
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Without a command: start the service. Settings are environment variables.",
+    )
+    token_commands.add_to(parser.add_subparsers(dest="command", title="commands"))
+    return parser.parse_args(argv)
 
 
-async def _run(settings: Settings) -> int:
+def _command(settings: Settings, arguments: argparse.Namespace) -> int:
+    try:
+        token_commands.run(settings, arguments)
+    except token_commands.RefusedError as error:
+        _complain(str(error))
+        return 1
+    except (CommandError, SQLAlchemyError, PersephoneError, OSError) as error:
+        _complain(_start_trouble(error))
+        return 1
+    return 0
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as there may be: connections, replicas and uploads all take some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _complain(sentence: str, settings: Settings | None = None) -> None:
+    text = f"persephone: {sentence}\n"
+    if settings is not None:
+        text = statement(settings, __name__, text, logging.ERROR)
+    sys.stderr.write(text)
+
+
+async def _run(settings: Settings, create: Callable[[Settings], web.Application]) -> int:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,9 +112,11 @@ async def _run(settings: Settings) -> int:
             # First of all: a second service must not start replicas only to find its port taken.
             listeners = [kept.enter_context(each) for each in await _bind(settings)]
         except OSError as error:
-            _complain(_port_trouble(settings, error))
+            _complain(_port_trouble(settings, error), settings)
             return 1
-        return await _serve(settings, listeners, stopped)
+        # Whoever is told our address needs the port that we got.
+        settings = replace(settings, port=listeners[0].getsockname()[1])
+        return await _serve(settings, create(settings), listeners, stopped)
 
 
 async def _bind(settings: Settings) -> list[socket.socket]:
@@ -123,28 +175,46 @@ def _port_trouble(settings: Settings, error: OSError) -> str:
 
 
 async def _serve(
-    settings: Settings, listeners: Sequence[socket.socket], stopped: asyncio.Event
+    settings: Settings,
+    app: web.Application,
+    listeners: Sequence[socket.socket],
+    stopped: asyncio.Event,
 ) -> int:
-    app = create_app(settings)
     runner = make_runner(app, shutdown_timeout=_SHUTDOWN_SECONDS)
     try:
         try:
             await runner.setup()
         except (CommandError, SQLAlchemyError, PersephoneError, OSError) as error:
-            _complain(_start_trouble(error))
+            _complain(_start_trouble(error), settings)
             return 1
         try:
             for listener in listeners:
                 await web.SockSite(runner, listener, backlog=_BACKLOG).start()
         except OSError as error:
-            _complain(_port_trouble(settings, error))
+            _complain(_port_trouble(settings, error), settings)
             return 1
-        sys.stdout.write(await announcement(app, *_address(runner)))
+        _calm_collector()
+        text = await announcement(app, *_address(runner))
+        sys.stdout.write(statement(settings, __name__, text))
         sys.stdout.flush()
         await stopped.wait()
+        logger.info("asked to end: requests under way are finished")
+        await runner.finish(_FINISH_SECONDS)
     finally:
         await runner.cleanup()
+    logger.info("ended")
     return 0
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector pass over what lives as long as the service, and come less often.
+
+    Requests that wait for each other look like garbage to its youngest generation: at 64
+    connections through the gateway a tenth of the service's time went there.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 def _start_trouble(error: Exception) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from server.settings import SettingsError
+from server.setting_values import SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path

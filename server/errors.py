@@ -20,12 +20,10 @@ sentence itself stands in ``server/locale`` and is rendered per answer in the re
 
 from __future__ import annotations
 
-import re
+import errno
 from typing import Any
 
-_EVIDENCE_CHARS = 300
-_PATH = re.compile(r"(?<![\w/.])(?:[A-Za-z]:\\|/)[^\s'\":,;()<>|]*")
-_UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+from server.scrubbing import scrubbed
 
 
 class PersephoneError(Exception):
@@ -89,15 +87,16 @@ class StepFailedError(PersephoneError):
     """A step ended in a cause that has a name.
 
     ``evidence`` is the one line that shows the cause, if there is one; paths and what cannot be
-    printed are taken out of it.
+    printed are taken out of it. ``log`` is what else was said of it, for the run's log.
     """
+
+    log: tuple[str, ...] = ()
 
     def __init__(self, code: str, /, *, evidence: str = "", **params: Any) -> None:
         super().__init__(code, **params)
-        self.evidence = _scrubbed(evidence)
+        self.evidence = scrubbed(evidence)
 
 
-def _scrubbed(text: str) -> str:
-    """Take paths and control characters out of a line, and cut it."""
-    text = _PATH.sub("…", _UNPRINTABLE.sub(" ", text[: 10 * _EVIDENCE_CHARS]))
-    return " ".join(text.split())[:_EVIDENCE_CHARS]
+def is_full(error: OSError) -> bool:
+    """Tell whether a disk, or the quota on it, is used up."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -21,11 +21,15 @@ LANGUAGES: tuple[Language, ...] = ("ru", "en")
 DEFAULT_LANGUAGE: Language = "ru"
 OWN_DOMAIN = "service"
 FALLBACK_CODE = "unknown_failure"
+WORDS = "words.po"
+"""Catalogue of what stands in sentences as a value, by its English words."""
 MAX_LENGTH = 600
 MAX_VALUE_LENGTH = 160
 
 LOCALE_DIR = Path(__file__).parent / "locale"
 
+# Parameters whose values are words of ours; in all others they are names, or what a user wrote.
+_IN_WORDS = {"artifact_type_unsupported": ("found",)}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _RANGE = re.compile(
     r"\s*(?P<tag>[A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]{1,64})?\s*(?:;\s*q=(?P<q>[01](?:\.\d{0,3})?)\s*)?"
@@ -40,8 +44,12 @@ class Messages:
     """
 
     def __init__(self, root: Path = LOCALE_DIR) -> None:
+        folders = {language: root / language / "LC_MESSAGES" for language in LANGUAGES}
         self._texts: dict[Language, dict[str, str]] = {
-            language: _load(root / language / "LC_MESSAGES") for language in LANGUAGES
+            language: _load(folder) for language, folder in folders.items()
+        }
+        self._words: dict[Language, dict[str, str]] = {
+            language: _read(folder / WORDS) for language, folder in folders.items()
         }
         self.language = lru_cache(maxsize=256)(preferred_language)
 
@@ -61,10 +69,13 @@ class Messages:
         A code without a text, or parameters that do not fit it, give a generic sentence that
         names the code: rendering never fails.
         """
-        texts = self._texts["en" if language == "en" else DEFAULT_LANGUAGE]
+        spoken: Language = "en" if language == "en" else DEFAULT_LANGUAGE
+        texts = self._texts[spoken]
         template = texts.get(code)
         if template is not None:
             values = {name: _clean(value) for name, value in params.items()} if params else {}
+            for name in _IN_WORDS.get(code, ()):
+                values[name] = _worded(str(values.get(name, "")), self._words[spoken])
             try:
                 return _bounded(template.format_map(values), MAX_LENGTH)
             except (KeyError, IndexError, ValueError, AttributeError, TypeError):
@@ -97,13 +108,33 @@ def _ranges(header: str) -> Iterator[tuple[str, float]]:
 def _load(folder: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
     for path in sorted(folder.glob("*.po"), key=lambda path: path.stem == OWN_DOMAIN):
-        with path.open("rb") as file:
-            catalogue = read_po(file, ignore_obsolete=True, abort_invalid=True)
-        for message in catalogue:
-            code, text = message.id, message.string
-            if isinstance(code, str) and isinstance(text, str) and code and text:
-                texts[code] = text
+        if path.name != WORDS:
+            texts |= _read(path)
     return texts
+
+
+def _read(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        catalogue = read_po(file, ignore_obsolete=True, abort_invalid=True)
+    pairs = ((message.id, message.string) for message in catalogue)
+    return {
+        code: text
+        for code, text in pairs
+        if isinstance(code, str) and isinstance(text, str) and code and text
+    }
+
+
+def _worded(value: str, words: Mapping[str, str]) -> str:
+    """Return a value of ours in the reader's language: ``damaged gzip``, ``gzip (text)``."""
+    if value in words:
+        return words[value]
+    first, blank, rest = value.partition(" ")
+    if blank and first in words:
+        return f"{words[first]} {rest}"
+    outer, opening, inner = value.partition(" (")
+    if opening and inner.endswith(")"):
+        return f"{outer} ({_worded(inner[:-1], words)})"
+    return value
 
 
 def printable(text: str, length: int = MAX_VALUE_LENGTH) -> str:

@@ -6,13 +6,26 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from server.api import deploy, inference, monitor, prepare, runs, system, upload
+from server.api import (
+    deploy,
+    events,
+    inference,
+    logs,
+    monitor,
+    objectives,
+    prepare,
+    runs,
+    support,
+    system,
+    tokens,
+    upload,
+)
 from server.api.multipart import defer_continue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from server.api.openapi import Reference
+    from server.api.reference import Reference
 
 MODEL = "/{env}/v2/models/{name}"
 
@@ -29,8 +42,19 @@ def routes(reference: Reference) -> Iterable[web.RouteDef]:
         get("/deploy/status", deploy.status),
         post("/deploy/stop", deploy.stop),
         get("/monitor/summary", monitor.summary),
+        get("/monitor/series", monitor.series),
         get("/runs", runs.listing),
         web.delete("/runs/{runId}", runs.delete),
+        post("/tokens", tokens.create),
+        get("/tokens", tokens.listing),
+        web.delete("/tokens/{id}", tokens.revoke),
+        get("/runs/{runId}/events", events.events),
+        get("/runs/{runId}/logs", logs.logs),
+        get("/runs/{runId}/passport", support.passport),
+        get("/runs/{runId}/support-bundle", support.bundle),
+        get("/runs/{runId}/slo", objectives.show),
+        web.put("/runs/{runId}/slo", objectives.replace),
+        web.delete("/runs/{runId}/slo", objectives.reset),
         get("/healthz", system.healthz),
         get("/readyz", system.readyz),
         get("/metrics", system.metrics),

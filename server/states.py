@@ -34,6 +34,17 @@ class Wanted(StrEnum):
     STOPPED = "stopped"
 
 
+class Scope(StrEnum):
+    """What a token is good for."""
+
+    API = "api"
+    """Whatever its owner's session may do, save for making more of its kind."""
+    INFERENCE = "inference"
+    """Predictions of its owner's models, or of one of them."""
+    METRICS = "metrics"
+    """The figures of the service and of all replicas."""
+
+
 class Candidate(StrEnum):
     """How far replicas have come that do not take traffic yet."""
 

@@ -80,16 +80,23 @@ class PacedBody:
         self._request = request
         self._pace = pace or Pace()
         self._waited = 0.0
+        self._waiting_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         if buffer_bytes:
             # Flow control of this one body; the default of all connections stays small.
             request.content.set_read_chunk_size(buffer_bytes)
 
+    @property
+    def waited_seconds(self) -> float:
+        """Time that the caller was waited for so far."""
+        since = self._waiting_since
+        return self._waited + (0.0 if since is None else self._loop.time() - since)
+
     async def receive(self) -> bytes:
         """Return what has arrived, or nothing at the end."""
         await self._send_continue()
-        began = self._loop.time()
+        self._waiting_since = self._loop.time()
         try:
             async with asyncio.timeout(self._pace.idle_seconds):
                 data = await self._request.content.readany()
@@ -97,9 +104,11 @@ class PacedBody:
             raise SlowRequestError("body_too_slow") from None
         except (RequestPayloadError, HttpProcessingError):
             raise InvalidRequestError("body_malformed") from None
+        finally:
+            self._waited, self._waiting_since = self.waited_seconds, None
         self.received_bytes += len(data)
         if data:
-            self._check_pace(began)
+            self._check_pace()
         return data
 
     async def _send_continue(self) -> None:
@@ -110,13 +119,11 @@ class PacedBody:
             # The answer proper has not begun.
             writer.output_size = 0
 
-    def _check_pace(self, began: float) -> None:
-        now = self._loop.time()
+    def _check_pace(self) -> None:
         pace = self._pace
-        self._waited += now - began
         is_slow = (
             self._waited > pace.grace_seconds
             and self.received_bytes < self._waited * pace.bytes_per_second
         )
-        if is_slow or now - self._started > pace.whole_seconds:
+        if is_slow or self._loop.time() - self._started > pace.whole_seconds:
             raise SlowRequestError("body_too_slow")

@@ -11,7 +11,7 @@ from multidict import CIMultiDict, istr
 if TYPE_CHECKING:
     from server.settings import Settings
 
-EXPOSED_HEADERS = ("Retry-After", "X-Metrics-Source", "X-Request-Id")
+EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Metrics-Source", "X-Request-Id")
 PREFLIGHT_SECONDS = 600
 
 _ALLOW_ORIGIN = istr("Access-Control-Allow-Origin")

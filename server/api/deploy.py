@@ -8,8 +8,9 @@ from server import keys
 from server.api import parameters
 from server.api.addresses import endpoint, gateway
 from server.api.prepare import rendered
-from server.api.replies import present, reply
+from server.api.replies import dumps, present, reply, tagged
 from server.api.runs import run_of
+from server.logs import deployment_id_var
 from server.records import Text
 from server.states import Phase, Wanted
 
@@ -25,7 +26,7 @@ async def start(request: web.Request) -> web.Response:
     run = await run_of(request)
     replicas = parameters.replicas(request)
     made = await request.app[keys.DEPLOY].start(run, environment, replicas)
-    return reply(_shown(request, run, environment, made))
+    return reply(shown(request, run, environment, made))
 
 
 async def status(request: web.Request) -> web.Response:
@@ -33,7 +34,7 @@ async def status(request: web.Request) -> web.Response:
     environment = parameters.environment(request, request.app[keys.SETTINGS])
     run = await run_of(request)
     made = request.app[keys.DEPLOY].find(run, environment)
-    return reply(_shown(request, run, environment, made))
+    return tagged(request, dumps(shown(request, run, environment, made)))
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -41,12 +42,14 @@ async def stop(request: web.Request) -> web.Response:
     environment = parameters.environment(request, request.app[keys.SETTINGS])
     run = await run_of(request)
     made = await request.app[keys.DEPLOY].stop(run, environment)
-    return reply(_shown(request, run, environment, made))
+    return reply(shown(request, run, environment, made))
 
 
-def _shown(
+def shown(
     request: web.Request, run: Run, environment: str, made: Deployment | None
 ) -> dict[str, Any]:
+    """Return a run's deployment as JSON; None is one that never was."""
+    sequence = request.app[keys.STORE].events.newest(run.run_id)
     if made is None:
         text = _absence(request, run, environment)
         return present(
@@ -55,7 +58,9 @@ def _shown(
             phase=Phase.PENDING,
             message=rendered(request, text),
             code=text.code,
+            sequence=sequence,
         )
+    deployment_id_var.set(made.id)
     up = made.wanted is Wanted.UP
     phase = request.app[keys.DEPLOY].phase(made)
     seen = request.app[keys.RECONCILER].seen(made)
@@ -84,6 +89,7 @@ def _shown(
         readyReplicas=len(replicas) if up else None,
         endpoint=endpoint(request, made.port) if up and made.port else None,
         gateway=gateway(request, environment) if up else None,
+        sequence=sequence,
         startedAt=made.wanted_at,
         updatedAt=max(made.wanted_at, made.seen_at or made.wanted_at),
     )

@@ -20,6 +20,7 @@ from server.errors import (
     UnavailableError,
     UnsupportedTypeError,
 )
+from server.pipeline.places import DisplacedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,9 +56,16 @@ STATUS: Mapping[type[PersephoneError], int] = {
     UnavailableError: 503,
     DeadlineError: 504,
     SlowRequestError: 408,
+    DisplacedError: 408,
     StorageFullError: 507,
     StepFailedError: 422,
 }
+
+# Turned away for want of room, for sending too slowly or too much, or for coming from elsewhere.
+REFUSALS = (
+    *(BusyError, StorageFullError, TooLargeError, SlowRequestError, DisplacedError),
+    ForbiddenError,
+)
 
 RETRY_AFTER_SECONDS: Mapping[int, int] = {429: 10, 503: 5}
 

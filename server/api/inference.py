@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from server import __version__, keys
 from server.api import parameters
+from server.api.callers import beyond, token_of
 from server.api.gateway import GATEWAY
 from server.api.replies import reply
-from server.api.sessions import owner_of
+from server.api.sessions import session_owner
 from server.api.upstream import Place
-from server.errors import NotFoundError, UnauthenticatedError, UnavailableError
-from server.states import Wanted
+from server.errors import ForbiddenError, NotFoundError, UnauthenticatedError, UnavailableError
+from server.logs import deployment_id_var, run_id_var
+from server.states import Scope, Wanted
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from server.records import Deployment
+    from server.store.state import Store
+
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
+"""What replicas can do beyond the protocol's core; a test holds it to their own list."""
 
 
 async def server_metadata(request: web.Request) -> web.Response:
     """``GET /{env}/v2``."""
     _environment(request)
-    return reply({"name": "persephone", "version": __version__, "extensions": []})
+    return reply({"name": "persephone", "version": __version__, "extensions": list(EXTENSIONS)})
 
 
 async def live(request: web.Request) -> web.Response:
@@ -45,7 +51,10 @@ def _environment(request: web.Request) -> str:
 async def forward(request: web.Request) -> web.StreamResponse:
     """``/{env}/v2/models/{name}...``: hand the request to the deployment's replica."""
     environment = _environment(request)
-    made = _deployment(request, environment, request.match_info["name"], await owner_of(request))
+    caller = await _caller(request)
+    made = _deployment(request, environment, request.match_info["name"], caller)
+    run_id_var.set(made.run_id)
+    deployment_id_var.set(made.id)
     replicas = request.app[keys.RECONCILER].replicas(made.key)
     if not replicas:
         raise _nobody(request, made)
@@ -69,25 +78,56 @@ def _target(request: web.Request) -> str:
     return f"{path}?{query}" if query else path
 
 
-def _deployment(request: web.Request, environment: str, name: str, owner: str | None) -> Deployment:
+class _Caller(NamedTuple):
+    owner: str | None
+    model: str | None
+    """The only one that the caller's token is good for."""
+
+
+async def _caller(request: web.Request) -> _Caller:
+    """Return whom a prediction is for.
+
+    Raises:
+        UnauthenticatedError, InvalidRequestError: the token is good for nothing.
+        ForbiddenError: it is for something else.
+    """
+    token = token_of(request)
+    if token is None:
+        return _Caller(await session_owner(request), None)
+    if token.scope is Scope.METRICS:
+        raise beyond(token, Scope.INFERENCE)
+    return _Caller(token.owner, token.model)
+
+
+def _deployment(request: web.Request, environment: str, name: str, caller: _Caller) -> Deployment:
     """Return the deployment that a run's id or a model's name means in an environment.
 
     Raises:
         UnauthenticatedError: predictions are not open here, and the caller is a stranger.
+        ForbiddenError: the caller's token is for another model.
         NotFoundError: there is none, or several owners have a model of that name.
     """
-    is_open = request.app[keys.SETTINGS].inference_is_open
+    store, (owner, model) = request.app[keys.STORE], caller
+    is_open = request.app[keys.SETTINGS].inference_is_open and model is None
     if not is_open and owner is None:
         raise UnauthenticatedError("inference_needs_session")
+    if model is not None and not _is_named(store, name, caller):
+        raise ForbiddenError("token_for_other_model", model=model)
     found = [
         made
-        for made in request.app[keys.STORE].deployments_called(name)
+        for made in store.deployments_called(name)
         if made.key.environment == environment and (is_open or made.key.owner == owner)
     ]
     own = [made for made in found if made.key.owner == owner] or found
     if len(own) != 1:
         raise NotFoundError("model_not_deployed", name=name, environment=environment)
     return own[0]
+
+
+def _is_named(store: Store, name: str, caller: _Caller) -> bool:
+    """Whether a name means the model that the caller's token is for; deployed or not."""
+    run = store.runs.get(name)
+    return name == caller.model or (run is not None and (run.owner, run.model) == caller)
 
 
 def _nobody(request: web.Request, made: Deployment) -> Exception:

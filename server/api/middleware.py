@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -15,8 +17,9 @@ from aiohttp.web_protocol import RequestPayloadError
 from multidict import istr
 
 from server.api.cors import preflight_of_nothing
-from server.api.errors import NoRouteError, error_body, error_reply
+from server.api.errors import REFUSALS, NoRouteError, error_body, error_reply
 from server.api.replies import reply
+from server.api.security import SAFE_METHODS
 from server.errors import (
     DeadlineError,
     ForbiddenError,
@@ -25,6 +28,7 @@ from server.errors import (
     TooLargeError,
 )
 from server.logs import one_line, request_id_var
+from server.machine import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from server.messages import Language, Messages
 
     Observe = Callable[[str, str, int, float], None]
+    Refused = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +49,19 @@ UNMATCHED = "unmatched"
 OTHER_METHOD = "OTHER"
 CLIENT_GONE = 499
 
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+# How the templates of all routes of the Open Inference Protocol begin.
+_PREDICTIONS = "/{env}/v2/"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _ID_HEADER = istr("X-Request-Id")
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CODE = web.RequestKey("code", str)
+"""Code of the error that was answered."""
+ANSWERED_IN = web.RequestKey("answered_in", float)
+"""Seconds until the answer began, of one that goes on for as long as its caller reads."""
 
 
 def request_ids() -> Callable[[], str]:
@@ -63,7 +75,8 @@ class Edge:
     """What every request goes through, before and after its handler.
 
     ``observe(route, method, status, seconds)`` is told of every answer; ``route`` is the path
-    template of the route, or ``unmatched``.
+    template of the route, or ``unmatched``. ``refused(code)`` is told of every request that is
+    turned away for want of room, and of those that are sent too slowly or too large.
     """
 
     def __init__(
@@ -73,13 +86,26 @@ class Edge:
         sessions: SessionStorage,
         messages: Messages,
         observe: Observe,
+        refused: Refused,
     ) -> None:
         self.messages = messages
+        self.refused = refused
         self.next_id = request_ids()
         self._guard = guard
         self._cors = cors
         self._sessions = sessions
         self._observe = observe
+        self._under_way: set[int] = set()
+        self._one_ended = asyncio.Event()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait, but not for longer, until every change has ended that is under way now."""
+        begun = set(self._under_way)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while begun & self._under_way:
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
 
     def middleware(self) -> Middleware:
         """Return the middleware; it has to be the outermost one."""
@@ -95,6 +121,8 @@ class Edge:
             request[REQUEST_ID] = request_id
             request_id_var.set(request_id)
             status = CLIENT_GONE
+            if request.method not in SAFE_METHODS:
+                self._under_way.add(id(request))
             try:
                 try:
                     self._guard.check(request)
@@ -106,7 +134,10 @@ class Edge:
                     response = self.answer(request, error)
                 status = response.status
             finally:
-                self._record(request, status, time.perf_counter() - started)
+                self._under_way.discard(id(request))
+                self._one_ended.set()
+                seconds = request.get(ANSWERED_IN) or time.perf_counter() - started
+                self._record(request, status, seconds)
             return response
 
         return edge
@@ -125,7 +156,11 @@ class Edge:
         if _is_disconnected(request, error):
             raise error
         if request.writer.output_size > 0:
-            logger.error("failed in the middle of its answer", exc_info=error)
+            if isinstance(error, PersephoneError):
+                # As a model likes to, and as often: no fault of the service.
+                logger.warning("an answer broke off: %s", error.code)
+            else:
+                logger.error("failed in the middle of its answer", exc_info=error)
             raise ConnectionError("the answer broke off") from error
         if isinstance(error, web.HTTPException):
             if error.status < 400:
@@ -140,7 +175,8 @@ class Edge:
             known = DeadlineError("operation_timed_out")
         else:
             logger.error("unexpected error", exc_info=error)
-            known = PersephoneError("internal_error")
+            trouble = explained(error) if isinstance(error, OSError) else None
+            known = trouble or PersephoneError("internal_error")
         return self._reply(request, known)
 
     def language(self, request: web.BaseRequest) -> Language:
@@ -172,11 +208,15 @@ class Edge:
             code, params = "expectation_unsupported", {"found": request.headers.get("Expect", "")}
         else:
             code, params = "request_refused", {"status": str(status)}
+        request[CODE] = code
         message = self.messages.render(code, params, self.language(request))
         body = error_body(code, message, self._id(request), is_inference=_is_inference(request))
         return reply(body, status, headers)
 
     def _reply(self, request: web.Request, error: PersephoneError) -> web.StreamResponse:
+        request[CODE] = error.code
+        if isinstance(error, REFUSALS):
+            self.refused(error.code)
         return error_reply(
             error,
             self.messages,
@@ -199,16 +239,24 @@ class Edge:
         self._observe(route, method, status, seconds)
         # Polls and predictions that went well would drown everything else.
         level = logging.DEBUG
-        is_frequent = method in {"GET", "HEAD", "OPTIONS"} or _is_inference(request)
+        is_frequent = method in _READS or route.startswith(_PREDICTIONS)
         if status >= 500:
             level = logging.WARNING
         elif status >= 400 or not is_frequent:
             level = logging.INFO
         if logger.isEnabledFor(level):
-            path = one_line(request.path_qs, 300)
-            logger.log(
-                level, "%s %s %d %.1fms %s", method, path, status, seconds * 1e3, request.remote
-            )
+            fields: dict[str, object] = {
+                "method": method,
+                "path": one_line(request.path_qs, 300),
+                "status": status,
+                "durationMs": round(seconds * 1e3, 1),
+                "client": request.remote,
+            }
+            text = "%(method)s %(path)s %(status)d %(durationMs)sms %(client)s"
+            if CODE in request:
+                fields["code"] = request[CODE]
+                text = text.replace("%(status)d", "%(status)d %(code)s")
+            logger.log(level, text, fields, extra={"fields": fields})
 
 
 def _is_inference(request: web.Request) -> bool:

@@ -12,11 +12,11 @@ from server.api.form import Event, FormError, FormParser, PartHead, boundary_of,
 from server.errors import InvalidRequestError, TooLargeError, UnsupportedTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from aiohttp import web
 
-__all__ = ["Pace", "UploadForm", "defer_continue", "open_form"]
+__all__ = ["Pace", "UploadForm", "defer_continue", "form_boundary", "open_form"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +105,35 @@ class UploadForm:
         self.model = text
 
 
-async def open_form(request: web.Request, max_bytes: int, pace: Pace | None = None) -> UploadForm:
+async def open_form(
+    request: web.Request,
+    max_bytes: int,
+    pace: Pace | None = None,
+    watch: Callable[[PacedBody], None] | None = None,
+) -> UploadForm:
     """Check the request's headers and read its form up to the file.
 
+    ``watch`` gets the body before any of it is waited for.
+
+    Raises what :func:`form_boundary` raises, ``InvalidRequestError`` (``multipart_malformed``,
+    ``multipart_truncated``, ``file_part_missing``, ``file_name_missing``, ...) and
+    ``SlowRequestError``.
+    """
+    boundary = form_boundary(request, max_bytes)
+    body = PacedBody(request, pace, CHUNK_BYTES)
+    if watch is not None:
+        watch(body)
+    form = UploadForm(_Body(body, FormParser(boundary)), max_bytes)
+    await form.find_file()
+    return form
+
+
+def form_boundary(request: web.Request, max_bytes: int) -> bytes:
+    """Check an upload's headers and return its form's boundary.
+
     Raises ``UnsupportedTypeError`` (``content_encoding_unsupported``), ``InvalidRequestError``
-    (``multipart_expected``, ``multipart_boundary_missing``, ``multipart_malformed``,
-    ``multipart_truncated``, ``file_part_missing``, ``file_name_missing``, ...), ``TooLargeError``
-    (``artifact_too_large``) when the Content-Length says so, ``SlowRequestError``.
+    (``multipart_expected``, ``multipart_boundary_missing``), ``TooLargeError``
+    (``artifact_too_large``) when the Content-Length says so.
     """
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() != "identity":
@@ -126,17 +148,15 @@ async def open_form(request: web.Request, max_bytes: int, pace: Pace | None = No
     length = request.content_length
     if length is not None and length > max_bytes + OVERHEAD_BYTES:
         raise _too_large(max_bytes)
-    form = UploadForm(_Body(request, FormParser(boundary), pace), max_bytes)
-    await form.find_file()
-    return form
+    return boundary
 
 
 class _Body:
     """The events of a request's form."""
 
-    def __init__(self, request: web.Request, parser: FormParser, pace: Pace | None) -> None:
+    def __init__(self, body: PacedBody, parser: FormParser) -> None:
         self.file_bytes = 0
-        self._body = PacedBody(request, pace, CHUNK_BYTES)
+        self._body = body
         self._parser = parser
         self._events: deque[Event] = deque()
 

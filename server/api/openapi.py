@@ -1,62 +1,39 @@
-"""The OpenAPI 3.1 document of the whole API, and the page that shows it offline."""
+"""The OpenAPI 3.1 document of the whole API."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from server import __version__
-from server.api.edge import language_of
-from server.api.openapi_schemas import MODEL_PATTERN, RUN_ID_PATTERN, Both, ref, schemas
-from server.api.replies import JSON_TYPE, dumps, reply
-from server.messages import LANGUAGES
-from server.settings import MAX_REPLICAS
+from server.api.openapi_answers import answer_components, complete_answers, json_answer
+from server.api.openapi_links import add_links
+from server.api.openapi_monitor import monitoring, monitoring_schemas
+from server.api.openapi_schemas import (
+    GPU_ID_PATTERN,
+    MODEL_PATTERN,
+    RUN_ID_PATTERN,
+    TARGET_PATTERN,
+    VERSION_PATTERN,
+    Both,
+    in_language,
+    ref,
+    schemas,
+)
+from server.api.openapi_timeline import tagged, timeline, timeline_schemas
+from server.setting_values import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from server.settings import Settings
 
-PAGE = Path(__file__).parent / "docs" / "index.html"
+BINARY_HEADER = "Inference-Header-Content-Length"
+"""How long the JSON is that stands before binary tensors."""
 
 _MODEL = "/{env}/v2/models/{name}"
 
 
-class Reference:
-    """Serves ``GET /openapi.json`` and ``GET /docs``; everything is made ready at the start."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._documents = {language: dumps(document(settings, language)) for language in LANGUAGES}
-        self._page = PAGE.read_bytes()
-        hashes = " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
-            for script in re.findall(rb"<script>(.*?)</script>", self._page, re.DOTALL)
-        )
-        self._policy = (
-            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'"
-        )
-
-    async def openapi(self, request: web.Request) -> web.Response:
-        """``GET /openapi.json``."""
-        return reply(self._documents[language_of(request)])
-
-    async def docs(self, _request: web.Request) -> web.Response:
-        """``GET /docs``."""
-        headers = {
-            "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": self._policy,
-            "X-Content-Type-Options": "nosniff",
-        }
-        return web.Response(body=self._page, headers=headers)
-
-
 def document(settings: Settings, language: str = "ru") -> dict[str, Any]:
     """Return the document with its texts in one language."""
+    paths = {**_pipeline(settings), **_tokens(), **_inference(settings), **_service()}
     whole = {
         "openapi": "3.1.0",
         "info": {
@@ -64,10 +41,11 @@ def document(settings: Settings, language: str = "ru") -> dict[str, Any]:
             "version": __version__,
             "description": Both(
                 "Загрузите обученную модель, подготовьте, разверните и наблюдайте за ней. Запуск "
-                "принадлежит сессии (cookie), которая его загрузила; чужой и неизвестный запуск "
-                "неотличимы. Язык сообщений выбирается по Accept-Language.",
+                "принадлежит сессии (cookie), которая его загрузила, или владельцу токена; чужой и "
+                "неизвестный запуск неотличимы. Язык сообщений выбирается по Accept-Language.",
                 "Upload a trained model, prepare it, deploy it and watch it. A run belongs to the "
-                "session (cookie) that uploaded it; a foreign and an unknown one are the same. "
+                "session (cookie), or to the owner of the token, that uploaded it; a foreign and an "
+                "unknown one are the same. "
                 "The language of messages follows Accept-Language.",
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -81,43 +59,42 @@ def document(settings: Settings, language: str = "ru") -> dict[str, Any]:
                 "service": Both("Сам сервис", "The service itself"),
             }.items()
         ],
-        "paths": {**_pipeline(settings), **_inference(settings), **_service()},
+        "paths": paths,
         "components": {
-            "schemas": schemas(settings),
-            "responses": {
-                "Error": _json(
-                    ref("Error"),
-                    Both("Ошибка: причина и что делать", "An error: the cause and what to do"),
-                ),
-                "InferenceError": _json(
-                    ref("InferenceError"),
-                    Both("Ошибка: причина и что делать", "An error: the cause and what to do"),
-                ),
+            "schemas": {
+                **schemas(settings),
+                **monitoring_schemas(settings),
+                **timeline_schemas(settings),
             },
+            "responses": answer_components(),
             "securitySchemes": {
-                "session": {"type": "apiKey", "in": "cookie", "name": "persephone_session"}
+                "session": {"type": "apiKey", "in": "cookie", "name": "persephone_session"},
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "psk_"},
             },
         },
     }
-    chosen: dict[str, Any] = _in_language(whole, language)
+    complete_answers(paths)
+    add_links(paths)
+    chosen: dict[str, Any] = in_language(whole, language)
     return chosen
 
 
 def _pipeline(settings: Settings) -> dict[str, Any]:
     run, env, name = _run_id(), _environment(settings), _run_id("path")
     narrowed = {**env, "required": False}
-    gpu = _parameter("gpuId", {"type": "string"}, required=False)
+    gpu = _parameter("gpuId", {"type": "string", "pattern": GPU_ID_PATTERN}, required=False)
     count = {"type": "integer", "minimum": 1, "maximum": MAX_REPLICAS}
     replicas = _parameter("replicas", count, required=False)
-    after = _parameter("after", {"type": "string"}, required=False)
+    after = _parameter("after", {"type": "string", "pattern": RUN_ID_PATTERN}, required=False)
     upload = _operation(
         "upload",
         Both("Загрузить артефакт", "Upload an artifact"),
         "Upload",
-        errors="400 403 408 413 415 507",
+        errors="400 401 403 408 413 415 429 507",
+        security=" session token",
         description=Both(
-            "zip, tar, tar.gz, onnx, pt, pkl или joblib; вид определяется по содержимому.",
-            "zip, tar, tar.gz, onnx, pt, pkl or joblib; the content decides the kind.",
+            "zip, tar, tar.gz, onnx, pt, pt2, pkl или joblib; вид определяется по содержимому.",
+            "zip, tar, tar.gz, onnx, pt, pt2, pkl or joblib; the content decides the kind.",
         ),
         curl=f"curl -c cookies -F file=@model.onnx {{base}}/upload  # <= {settings.max_upload_bytes}",
     )
@@ -130,15 +107,17 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Начать подготовку", "Start the preparation"),
                 "PrepareStatus",
                 [run, gpu],
-                errors="400 403 404 409",
+                errors="400 401 403 404 409 429 507",
             )
         },
         "/prepare/status": {
-            "get": _operation(
-                "preparationStatus",
-                Both("Состояние подготовки", "State of the preparation"),
-                "PrepareStatus",
-                [run],
+            "get": tagged(
+                _operation(
+                    "preparationStatus",
+                    Both("Состояние подготовки", "State of the preparation"),
+                    "PrepareStatus",
+                    [run],
+                )
             )
         },
         "/prepare/gpus": {
@@ -155,15 +134,17 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Развернуть модель", "Deploy the model"),
                 "DeployStatus",
                 [run, env, replicas],
-                errors="400 403 404 409",
+                errors="400 401 403 404 409 429 507",
             )
         },
         "/deploy/status": {
-            "get": _operation(
-                "deploymentStatus",
-                Both("Состояние развёртывания", "State of the deployment"),
-                "DeployStatus",
-                [run, env],
+            "get": tagged(
+                _operation(
+                    "deploymentStatus",
+                    Both("Состояние развёртывания", "State of the deployment"),
+                    "DeployStatus",
+                    [run, env],
+                )
             )
         },
         "/deploy/stop": {
@@ -172,17 +153,21 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Остановить развёртывание", "Stop the deployment"),
                 "DeployStatus",
                 [run, env],
-                errors="400 403 404 409",
+                errors="400 401 403 404 409 507",
             )
         },
-        "/monitor/summary": {"get": _summary(run, narrowed)},
+        **monitoring(_operation, run, narrowed, name),
+        **timeline(_operation, name),
         "/runs": {
-            "get": _operation(
-                "listRuns",
-                Both("Запуски этой сессии", "Runs of this session, newest first"),
-                "RunList",
-                [after],
-                errors="400",
+            "get": tagged(
+                _operation(
+                    "listRuns",
+                    Both("Запуски этой сессии", "Runs of this session, newest first"),
+                    "RunList",
+                    [after],
+                    errors="400 401 403",
+                    security=" session token",
+                )
             )
         },
         "/runs/{runId}": {
@@ -191,37 +176,53 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Удалить запуск", "Delete a run and its deployments"),
                 "RunDeleted",
                 [name],
-                errors="400 403 404",
+                errors="400 401 403 404 507",
             )
         },
     }
 
 
-def _summary(run: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]:
-    operation = _operation(
-        "monitorSummary",
-        Both("Показатели RED и SLO", "RED and SLO figures"),
-        "MonitorSummary",
-        [run, env],
+def _tokens() -> dict[str, Any]:
+    create = _operation(
+        "createToken",
+        Both("Создать токен для программы", "Make a token for a program"),
+        "TokenMade",
+        errors="400 401 403 404 408 409 413",
+        curl='curl -b cookies {base}/tokens -d \'{"name": "ci", "scope": "api"}\'',
     )
-    source = {"schema": {"type": "string", "enum": ["prometheus", "embedded"]}}
-    operation["responses"]["200"]["headers"] = {"X-Metrics-Source": source}
-    return operation
+    create["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": ref("TokenWish")}},
+    }
+    made = _operation("listTokens", Both("Токены", "Tokens"), "TokenList", errors="400 401 403")
+    ended = _operation(
+        "revokeToken",
+        Both("Отозвать токен", "Revoke a token"),
+        "TokenRevoked",
+        [_parameter("id", {"type": "string"}, where="path")],
+    )
+    return {"/tokens": {"post": create, "get": made}, "/tokens/{id}": {"delete": ended}}
 
 
 def _inference(settings: Settings) -> dict[str, Any]:
     env = _environment(settings, "path")
-    name = _parameter("name", {"type": "string"}, where="path")
-
-    version = _parameter("version", {"type": "string"}, where="path")
+    name = _parameter("name", {"type": "string", "pattern": MODEL_PATTERN}, where="path")
+    version = _parameter("version", {"type": "string", "pattern": VERSION_PATTERN}, where="path")
 
     def of(path: str) -> list[dict[str, Any]]:
         return [one for one in (env, name, version) if f"{{{one['name']}}}" in path]
 
     def get(operation_id: str, summary: Both, schema: str, path: str) -> dict[str, Any]:
-        parameters = of(path)
+        # A replica answers where a model is named, the service itself elsewhere.
+        errors = "400 401 403 404 413 503 504" if "{name}" in path else "400 401 403"
         operation = _operation(
-            operation_id, summary, schema, parameters, tag="inference", errors="400 401 404 503"
+            operation_id,
+            summary,
+            schema,
+            of(path),
+            tag="inference",
+            errors=errors,
+            security=" session token",
         )
         return {path: {"get": operation}}
 
@@ -250,14 +251,24 @@ def _infer(operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any
         "InferenceResponse",
         parameters,
         tag="inference",
-        errors="400 401 403 404 408 413 500 503 504",
+        errors="400 401 403 404 408 413 415 422 500 503 504",
+        security=" session token",
         curl="curl -b cookies -H 'Content-Type: application/json' {base}{path} -d "
         '\'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[5.1,3.5,1.4,0.2]}]}\'',
     )
+    packed = {"type": "string", "contentMediaType": "application/octet-stream"}
     infer["requestBody"] = {
         "required": True,
-        "content": {"application/json": {"schema": ref("InferenceRequest")}},
+        "content": {
+            "application/json": {"schema": ref("InferenceRequest")},
+            "application/octet-stream": {"schema": packed},
+        },
     }
+    length = {"type": "integer", "minimum": 0}
+    infer["parameters"].append(_parameter(BINARY_HEADER, length, where="header", required=False))
+    success = infer["responses"]["200"]
+    success["content"]["application/octet-stream"] = {"schema": packed}
+    success["headers"] = {BINARY_HEADER: {"schema": length}}
     return infer
 
 
@@ -266,27 +277,34 @@ def _service() -> dict[str, Any]:
         return {"get": _operation(operation_id, summary, tag="service", **more)}
 
     ready = get("readiness", Both("Готов ли к работе", "Ready for work"), schema="Readiness")
-    ready["get"]["responses"]["503"] = _json(
+    ready["get"]["responses"]["503"] = json_answer(
         ref("Readiness"), Both("Не готов: почему", "Not ready, and why")
     )
-    target = _parameter("target", {"type": "string"}, where="path")
+    target = _parameter("target", {"type": "string", "pattern": TARGET_PATTERN}, where="path")
     return {
         "/healthz": get("health", Both("Жив ли сервис", "Alive"), schema="Health", errors=""),
         "/readyz": ready,
         "/metrics": get(
-            "metrics", Both("Показатели сервиса", "The service's figures"), media="text/plain"
+            "metrics",
+            Both("Показатели сервиса", "The service's figures"),
+            media="text/plain",
+            errors="401 403",
+            security=" token",
         ),
         "/sd": get(
             "discovery",
             Both("Цели для Prometheus", "Targets for Prometheus"),
             schema="Discovery",
+            errors="401 403",
+            security=" token",
         ),
         "/sd/replicas/{target}/metrics": get(
             "replicaMetrics",
             Both("Показатели одной реплики", "One replica's figures"),
             media="text/plain",
             parameters=[target],
-            errors="404 503",
+            errors="401 403 404 503",
+            security=" token",
         ),
         "/openapi.json": get(
             "openapi", Both("Этот документ", "This document"), schema={"type": "object"}
@@ -306,16 +324,20 @@ def _operation(
     media: str = "",
     curl: str = "",
     description: Both | None = None,
+    security: str | None = None,
 ) -> dict[str, Any]:
+    """Describe one operation; an empty word in ``security`` says that it needs none."""
     if errors is None:
-        errors = "400 404" if tag == "pipeline" else ""
+        errors = "400 401 403 404" if tag == "pipeline" else ""
+    if security is None and tag == "pipeline":
+        security = "session token"
     kind = "InferenceError" if tag == "inference" else "Error"
     shape = ref(schema) if isinstance(schema, str) else schema
     answer: dict[str, Any] = {"description": Both("Успех", "Success")}
     if media:
         answer["content"] = {media: {"schema": {"type": "string"}}}
     elif shape is not None:
-        answer = _json(shape, answer["description"])
+        answer = json_answer(shape, answer["description"])
     responses = {"200": answer}
     for status in (*errors.split(), "default"):
         responses[status] = {"$ref": f"#/components/responses/{kind}"}
@@ -329,16 +351,11 @@ def _operation(
         operation["description"] = description
     if parameters:
         operation["parameters"] = parameters
-    if tag == "pipeline" and operation_id != "upload":
-        operation["security"] = [{"session": []}]
+    if security is not None:
+        operation["security"] = [{name: []} if name else {} for name in security.split(" ")]
     if curl:
         operation["x-curl"] = curl
     return operation
-
-
-def _json(schema: dict[str, Any], description: Both) -> dict[str, Any]:
-    media = JSON_TYPE.partition(";")[0]
-    return {"description": description, "content": {media: {"schema": schema}}}
 
 
 def _form() -> dict[str, Any]:
@@ -361,13 +378,3 @@ def _parameter(
     name: str, schema: dict[str, Any], *, where: str = "query", required: bool = True
 ) -> dict[str, Any]:
     return {"name": name, "in": where, "required": required, "schema": schema}
-
-
-def _in_language(value: Any, language: str) -> Any:
-    if isinstance(value, Both):
-        return value.en if language == "en" else value.ru
-    if isinstance(value, dict):
-        return {key: _in_language(item, language) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_language(item, language) for item in value]
-    return value

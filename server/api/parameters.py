@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from metrics import durations
 from server.errors import InvalidRequestError
 from server.logs import run_id_var
-from server.settings import MAX_REPLICAS
+from server.setting_values import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _CACHED_LENGTH = 256
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+COUNT = re.compile(r"[0-9]{1,18}")
 REPLICAS = re.compile(r"[1-9][0-9]{0,3}")
 GPU_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
@@ -93,6 +95,51 @@ def replicas(request: web.Request) -> int | None:
             "parameter_malformed", name="replicas", expected=f"1-{MAX_REPLICAS}"
         )
     return int(value)
+
+
+def count(request: web.Request, name: str, high: int) -> int | None:
+    """Return a whole number from 0 to ``high``, or ``None`` where it is left out.
+
+    Raises ``InvalidRequestError``: ``parameter_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, name)
+    return None if value is None else checked_count(value, name, high)
+
+
+def checked_count(value: str, name: str, high: int) -> int:
+    """Return ``value`` if it is a whole number from 0 to ``high``, for those that come in a header."""
+    if not COUNT.fullmatch(value) or int(value) > high:
+        raise InvalidRequestError("parameter_malformed", name=name, expected=f"0-{high}")
+    return int(value)
+
+
+def duration(request: web.Request, name: str, low: float, high: float) -> float | None:
+    """Return a duration as Prometheus writes them, in seconds, or ``None`` where it is left out.
+
+    Raises ``InvalidRequestError``: ``parameter_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, name)
+    if value is None:
+        return None
+    try:
+        seconds = durations.parse(value)
+    except ValueError:
+        seconds = 0.0
+    if not low <= seconds <= high:
+        expected = f"{durations.write(low)}-{durations.write(high)} (5m, 1h30m)"
+        raise InvalidRequestError("parameter_malformed", name=name, expected=expected)
+    return seconds
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Return whether a parameter is ``true``; left out it is not.
+
+    Raises ``InvalidRequestError``: ``parameter_malformed``, ``parameter_repeated``.
+    """
+    value = optional(request, name)
+    if value not in {None, "true", "false"}:
+        raise InvalidRequestError("parameter_malformed", name=name, expected="true, false")
+    return value == "true"
 
 
 def optional(request: web.Request, name: str) -> str | None:

@@ -14,7 +14,8 @@ from server.api.runs import run_of
 from server.messages import MAX_LENGTH, printable
 
 if TYPE_CHECKING:
-    from server.records import Preparation, StepState, Text
+    from server.messages import Messages
+    from server.records import Params, Preparation, StepState, Text
 
 
 REMEMBERED = web.AppKey("remembered_preparations", Remembered)
@@ -24,15 +25,21 @@ async def start(request: web.Request) -> web.Response:
     """``POST /prepare/start``: start the preparation, or show the one there is."""
     run = await run_of(request)
     made = await request.app[keys.PREPARE].start(run, parameters.gpu_id(request))
-    return reply(_shown(request, made))
+    return reply(shown(request, made))
 
 
 async def status(request: web.Request) -> web.Response:
     """``GET /prepare/status``."""
     run = await run_of(request)
-    made = request.app[keys.STORE].preparation(run.run_id)
-    key = (run.run_id, language_of(request))
-    return request.app[REMEMBERED].reply(key, made, lambda: _shown(request, made))
+    store = request.app[keys.STORE]
+    made = store.preparation(run.run_id)
+    return request.app[REMEMBERED].reply(
+        request,
+        (run.run_id, language_of(request)),
+        made,
+        lambda: shown(request, made),
+        store.events.newest(run.run_id),
+    )
 
 
 async def gpus(request: web.Request) -> web.Response:
@@ -57,23 +64,30 @@ def rendered(request: web.Request, text: Text | None) -> str | None:
     if text is None:
         return None
     messages, language = request.app[keys.MESSAGES], language_of(request)
-    message = messages.render(text.code, text.params, language)
-    evidence = printable(str(text.params.get("evidence", "")), MAX_LENGTH)
+    said = [(text.code, text.params)]
+    said += [(each["code"], each["params"]) for each in text.params.get("warnings", ())]
+    sentences = [_with_evidence(messages, code, params, language) for code, params in said]
+    return " ".join(sentences)[:MAX_LENGTH]
+
+
+def _with_evidence(messages: Messages, code: str, params: Params, language: str) -> str:
+    message = messages.render(code, params, language)
+    evidence = printable(str(params.get("evidence", "")), MAX_LENGTH)
     # A sentence may hold it itself, there cut to the length of a value.
     if evidence and printable(evidence) not in message:
         message = f"{message} ({evidence})"
-    for warning in text.params.get("warnings", ()):
-        message = f"{message} {messages.render(warning['code'], warning['params'], language)}"
-    return message[:MAX_LENGTH]
+    return message
 
 
-def _shown(request: web.Request, made: Preparation) -> dict[str, Any]:
+def shown(request: web.Request, made: Preparation) -> dict[str, Any]:
+    """Return a preparation as JSON."""
     return present(
         runId=made.run_id,
         phase=made.phase,
         steps=[_step(request, state) for state in made.steps],
         attempt=made.attempt or None,
         device=made.device or None,
+        sequence=request.app[keys.STORE].events.newest(made.run_id),
         updatedAt=made.updated_at,
     )
 

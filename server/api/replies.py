@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Awaitable, Callable, Hashable, Mapping
+
+_TAG = istr("ETag")
+_KNOWN = istr("If-None-Match")
 
 JSON_TYPE = "application/json; charset=utf-8"
 
@@ -42,25 +46,90 @@ def reply(
     return response
 
 
+def tagged(request: web.Request, body: bytes) -> web.Response:
+    """Answer JSON with its ``ETag``, or 304 without it to whoever has the same already."""
+    return _unless_known(request, body, _headers_of(tag_of(body)))
+
+
+async def tagged_beforehand(
+    request: web.Request, tag: str, make: Callable[[], Awaitable[bytes]], *, vary: str
+) -> web.Response:
+    """Answer the JSON that ``make`` returns, or 304 without having made it.
+
+    ``vary`` names a header on which the answer depends beside those that all depend on.
+    """
+    headers = _headers_of(tag)
+    headers["Vary"] += f", {vary}"
+    known = request.headers.get(_KNOWN)
+    body = b"" if known is not None and is_known(known, tag) else await make()
+    return _unless_known(request, body, headers)
+
+
+def tag_of(body: bytes) -> str:
+    """Return an entity tag: the same for the same bytes."""
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def _headers_of(tag: str) -> CIMultiDict[str]:
+    # Browsers may keep it, each for its own user, but have to ask whether it is still the same.
+    headers = CIMultiDict(_HEADERS)
+    headers["Cache-Control"] = "private, no-cache"
+    headers[_TAG] = tag
+    headers["Vary"] = "Accept-Language, Authorization, Cookie"
+    return headers
+
+
+def _unless_known(request: web.Request, body: bytes, headers: CIMultiDict[str]) -> web.Response:
+    if _KNOWN in request.headers and is_known(request.headers[_KNOWN], headers[_TAG]):
+        response = web.Response(status=304, headers=headers)
+        del response.headers["Content-Type"]
+        return response
+    return web.Response(body=body, headers=headers)
+
+
+def is_known(named: str, tag: str) -> bool:
+    """Whether ``If-None-Match`` names an entity tag (RFC 9110, 13.1.2: compared weakly)."""
+    if named == tag:
+        return True
+    tags = (each.strip().removeprefix("W/") for each in named.split(","))
+    return named.strip() == "*" or tag in tags
+
+
 class Remembered:
     """Serialised answers of frozen records: polls of an unchanged one cost one look-up.
 
-    An answer is remembered for as long as its record is the very same object.
+    An answer is remembered for as long as its record is the very same object and its ``sequence`` the
+    same number. Who names its ``ETag`` is answered 304.
     """
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
-        self._answers: dict[Hashable, tuple[object, bytes]] = {}
+        self._answers: dict[Hashable, _Answer] = {}
 
-    def reply(self, key: Hashable, record: object, make: Callable[[], Any]) -> web.Response:
+    def reply(
+        self,
+        request: web.Request,
+        key: Hashable,
+        record: object,
+        make: Callable[[], Any],
+        sequence: int = 0,
+    ) -> web.Response:
         """Answer what ``make`` returns for ``record``; ``key`` holds all else that it depends on."""
         known = self._answers.get(key)
-        if known is None or known[0] is not record:
-            known = (record, dumps(make()))
+        if known is None or known.record is not record or known.sequence != sequence:
+            body = dumps(make())
+            known = _Answer(record, sequence, body, _headers_of(tag_of(body)))
             if len(self._answers) >= self._limit:
                 self._answers.clear()
             self._answers[key] = known
-        return reply(known[1])
+        return _unless_known(request, known.body, known.headers)
+
+
+class _Answer(NamedTuple):
+    record: object
+    sequence: int
+    body: bytes
+    headers: CIMultiDict[str]
 
 
 def present(**fields: Any) -> dict[str, Any]:

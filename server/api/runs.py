@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from server import keys
 from server.api import parameters
-from server.api.replies import present, reply
-from server.api.sessions import owner_of
+from server.api.callers import owner_of
+from server.api.replies import dumps, present, reply, tagged
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -26,14 +26,30 @@ async def run_of(request: web.Request) -> Run:
     return request.app[keys.STORE].run_of(run_id, await owner_of(request))
 
 
+async def run_in_path(request: web.Request) -> Run:
+    """Return the caller's run that the path names.
+
+    Raises:
+        InvalidRequestError, NotFoundError: as ``run_of``.
+    """
+    run_id = parameters.checked_run_id(request.match_info["runId"])
+    return request.app[keys.STORE].run_of(run_id, await owner_of(request))
+
+
 async def listing(request: web.Request) -> web.Response:
     """``GET /runs``: the caller's runs, newest first."""
     after = parameters.optional(request, "after")
-    page, following = request.app[keys.RUNS].page(await owner_of(request), after)
-    return reply(present(runs=[_shown(request, run) for run in page], next=following))
+    if after is not None:
+        after = parameters.checked_run_id(after)
+    owner = await owner_of(request)
+    page, following = request.app[keys.RUNS].page(owner, after)
+    runs = [shown(request, run) for run in page]
+    quota = request.app[keys.USAGE].shown(owner or "")
+    return tagged(request, dumps(present(runs=runs, next=following, quota=quota)))
 
 
-def _shown(request: web.Request, run: Run) -> dict[str, Any]:
+def shown(request: web.Request, run: Run) -> dict[str, Any]:
+    """Return a run as the list shows it."""
     store = request.app[keys.STORE]
     deployments = {
         made.key.environment: request.app[keys.DEPLOY].phase(made)
@@ -49,12 +65,12 @@ def _shown(request: web.Request, run: Run) -> dict[str, Any]:
         "createdAt": run.created_at,
         "preparation": store.preparation(run.run_id).phase,
         "deployments": deployments,
+        "sequence": store.events.newest(run.run_id),
     }
 
 
 async def delete(request: web.Request) -> web.Response:
     """``DELETE /runs/{runId}``: take a run away with everything it had."""
-    run_id = parameters.checked_run_id(request.match_info["runId"])
-    run = request.app[keys.STORE].run_of(run_id, await owner_of(request))
+    run = await run_in_path(request)
     await request.app[keys.RUNS].delete(run)
-    return reply({"runId": run_id})
+    return reply({"runId": run.run_id})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -46,6 +46,9 @@ class Guard:
         host = headers.get("Host", "")
         if host not in self._known:
             self._check_host(request, host)
+        target = request.raw_path
+        if not target.startswith("/"):
+            self._check_target(target)
         if request.method not in SAFE_METHODS:
             origin = headers.get("Origin")
             if origin is None:
@@ -72,20 +75,32 @@ class Guard:
             if not host and request.version < (1, 1):
                 return
             raise InvalidRequestError("host_missing")
-        name = _host_name(host)
-        if name is None or not (name in self._names or (self._any_address and _is_address(name))):
-            raise MisdirectedError("host_not_allowed", host=host)
+        self._check_name(host)
         if len(self._known) < _KNOWN_HOSTS:
             self._known.add(host)
 
+    def _check_target(self, target: str) -> None:
+        """Hold ``GET http://host/path`` to its own host: it overrides the header."""
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            raise InvalidRequestError("host_missing") from None
+        if parts.netloc:
+            self._check_name(parts.netloc)
+
+    def _check_name(self, host: str) -> None:
+        name = _host_name(host)
+        if name is None or not (name in self._names or (self._any_address and _is_address(name))):
+            raise MisdirectedError("host_not_allowed", host=host)
+
 
 def _own_names(settings: Settings) -> frozenset[str]:
-    names = {*LOOPBACK_NAMES, *(name.lower().strip("[]") for name in settings.allowed_hosts)}
+    names = {*LOOPBACK_NAMES, *settings.allowed_hosts}
     if not _is_wildcard(settings.host):
-        names.add(settings.host.lower().strip("[]"))
+        names.add(settings.host)
     if settings.public_url:
-        names.add((urlsplit(settings.public_url).hostname or "localhost").lower())
-    return frozenset(names)
+        names.add(urlsplit(settings.public_url).hostname or "localhost")
+    return frozenset(_plain(name.lower().strip("[]")) for name in names)
 
 
 def _host_name(host: str) -> str | None:
@@ -97,7 +112,17 @@ def _host_name(host: str) -> str | None:
         return None
     if parts.netloc != host or parts.username is not None or not port_is_fine:
         return None
-    return parts.hostname
+    return None if parts.hostname is None else _plain(parts.hostname)
+
+
+def _plain(name: str) -> str:
+    """Return an address in its one usual form; other names as they are."""
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return name
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def _is_wildcard(host: str) -> bool:

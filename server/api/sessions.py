@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,9 @@ from aiohttp_session import (
     get_session,
 )
 
-from server.errors import ForbiddenError
+from server.api.connections import counted_as
+from server.errors import ForbiddenError, StorageFullError
+from server.pipeline.quotas import HOUR_SECONDS, check_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +43,7 @@ ABSOLUTE_SECONDS = 30 * 24 * 3600
 TOUCH_SECONDS = 3600
 
 _CACHED = 10_000
+_ADDRESSES = 10_000
 _ID_BYTES = 32
 _COOKIE = re.compile(rf'(?:^|;)[ \t]*{COOKIE}="?([A-Za-z0-9_-]{{43}})"?[ \t]*(?=;|$)')
 
@@ -108,6 +112,7 @@ class SessionStorage(AbstractStorage):
         self._clock = clock
         self._cache: OrderedDict[str, _Known] = OrderedDict()
         self._keeps_cross_site_cookies = settings.cookie_samesite == "none"
+        self._newcomers = Newcomers(settings.max_sessions_per_hour)
 
     def attach(self, request: web.Request) -> None:
         """Let ``aiohttp_session.get_session`` find this storage; nothing is loaded yet.
@@ -149,12 +154,16 @@ class SessionStorage(AbstractStorage):
         return _identity_in(header)
 
     def check_cookie_would_stay(self, request: web.Request) -> None:
-        """Raise ``ForbiddenError`` if the browser would not keep a cookie of this answer."""
+        """Raise ``ForbiddenError`` if the browser would not keep a cookie of this answer.
+
+        ``BusyError``: too many sessions were begun from its address.
+        """
         if (
             not self._keeps_cross_site_cookies
             and request.headers.get("Sec-Fetch-Site") == "cross-site"
         ):
             raise ForbiddenError("cookie_samesite_blocks")
+        self._newcomers.check(request.remote or "")
 
     async def load_session(self, request: web.Request) -> Session:
         """Return the session of the request's cookie, or a new empty one."""
@@ -183,17 +192,40 @@ class SessionStorage(AbstractStorage):
                 self.save_cookie(response, "")
             return
         if identity is None:
-            identity = secrets.token_urlsafe(_ID_BYTES)
-        key = _key(identity)
+            identity = await self._begin(request, session)
+            known = self._cache[_key(identity)]
+        else:
+            known = await self._go_on(_key(identity), session)
+        self.save_cookie(response, identity, max_age=max(1, round(known.expires - self._clock())))
+
+    async def begin(self, request: web.Request) -> None:
+        """Keep a new session before anything belongs to it; its cookie goes out with the answer."""
+        session: Session | None = request.get(SESSION_KEY)
+        if session is not None and session.identity is None and not session.empty:
+            session.set_new_identity(await self._begin(request, session))
+
+    async def _begin(self, request: web.Request, session: Session) -> str:
+        identity = secrets.token_urlsafe(_ID_BYTES)
+        now = self._clock()
+        known = _Known(dict(session), now, now)
+        await self._store.save(_key(identity), known.dump(), known.expires)
+        self._newcomers.count(request.remote or "")
+        self._remember(_key(identity), known)
+        return identity
+
+    async def _go_on(self, key: str, session: Session) -> _Known:
         now = self._clock()
         before = self._cache.get(key)
         known = _Known(dict(session), before.created if before else now, now)
-        if before is not None and before.content == known.content:
+        if before is None or before.content != known.content:
+            await self._store.save(key, known.dump(), known.expires)
+        elif now - before.touched > TOUCH_SECONDS:
             await self._touch(key, known)
         else:
-            await self._store.save(key, known.dump(), known.expires)
+            # Just begun, before what belongs to it.
+            return before
         self._remember(key, known)
-        self.save_cookie(response, identity, max_age=max(1, int(known.expires - now)))
+        return known
 
     async def _touch(self, key: str, known: _Known) -> None:
         try:
@@ -206,13 +238,15 @@ class SessionStorage(AbstractStorage):
         known = self._cache.get(key)
         if known is None:
             row = await self._store.load(key)
-            known = _parse(row) if row is not None else None
+            known = _parse(row.data) if row is not None else None
             if known is None:
                 return None
             self._remember(key, known)
         if self._clock() >= known.expires:
             self._cache.pop(key, None)
-            await self._store.delete(key)
+            # Whoever reads shall not fail for a row that is swept anyway.
+            with contextlib.suppress(StorageFullError):
+                await self._store.delete(key)
             return None
         return known
 
@@ -223,10 +257,34 @@ class SessionStorage(AbstractStorage):
             self._cache.popitem(last=False)
 
 
+class Newcomers:
+    """Sessions begun in the last hour, by address: a caller without cookies makes one each time."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._begun: dict[str, deque[float]] = {}
+
+    def check(self, address: str) -> None:
+        """Raise ``BusyError`` if no further session may begin from there."""
+        now = self._clock()
+        begun = self._begun.get(counted_as(address), ())
+        check_session(self._limit, [now - at for at in begun if now - at < HOUR_SECONDS])
+
+    def count(self, address: str) -> None:
+        """Count a session."""
+        now = self._clock()
+        if len(self._begun) >= _ADDRESSES:
+            fresh = (item for item in self._begun.items() if now - item[1][-1] < HOUR_SECONDS)
+            self._begun = dict(fresh)
+        begun = self._begun.setdefault(counted_as(address), deque(maxlen=self._limit))
+        begun.append(now)
+
+
 STORAGE = web.AppKey("session_storage", SessionStorage)
 
 
-async def owner_of(request: web.Request) -> str | None:
+async def session_owner(request: web.Request) -> str | None:
     """Return the owner that the request's session stands for, or ``None`` for a stranger."""
     if "Cookie" not in request.headers and SESSION_KEY not in request:
         # Programs that predict have none: nothing to look up for each of their requests.
@@ -237,11 +295,12 @@ async def owner_of(request: web.Request) -> str | None:
     return owner if isinstance(owner, str) else None
 
 
-async def ensure_owner(request: web.Request) -> str:
+async def ensure_session(request: web.Request) -> str:
     """Return the session's owner; a stranger gets a new session, kept when the answer is sent.
 
     Raises ``ForbiddenError`` (``cookie_samesite_blocks``) where the browser would drop the cookie,
-    so that the thing about to be made would be lost to its maker.
+    so that the thing about to be made would be lost to its maker; ``BusyError`` where too many
+    sessions were begun from the caller's address.
     """
     session = await get_session(request)
     owner = session.get(OWNER)
@@ -252,6 +311,13 @@ async def ensure_owner(request: web.Request) -> str:
     owner = secrets.token_hex(16)
     session[OWNER] = owner
     return owner
+
+
+def owner_in(data: str) -> str | None:
+    """Return the owner that a stored session stands for."""
+    known = _parse(data)
+    owner = None if known is None else known.content.get(OWNER)
+    return owner if isinstance(owner, str) else None
 
 
 def _identity_in(header: str) -> str | None:
@@ -270,9 +336,9 @@ def _key(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _parse(row: SessionRow) -> _Known | None:
+def _parse(data: str) -> _Known | None:
     try:
-        saved = orjson.loads(row.data)
+        saved = orjson.loads(data)
         return _Known(dict(saved["session"]), float(saved["created"]), float(saved["touched"]))
     except (ValueError, TypeError, KeyError):
         logger.warning("a stored session cannot be read and counts as unknown")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from typing import TYPE_CHECKING
 
 from server import keys
-from server.api.multipart import open_form
+from server.api.callers import ensure_owner
+from server.api.multipart import form_boundary, open_form
 from server.api.replies import reply
-from server.api.sessions import ensure_owner
+from server.api.sessions import STORAGE
 from server.errors import (
+    BusyError,
     PersephoneError,
     StorageFullError,
     TooLargeError,
     UnsupportedTypeError,
 )
+from server.logs import run_id_var
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from server.settings import Settings
+    from server.api.bodies import PacedBody
 
-# Room that must stay free for the database and for everybody else.
-_KEPT_BYTES = 256 * 1024 * 1024
+# The first that fits.
+_RESULTS = (
+    (UnsupportedTypeError, "unsupported"),
+    (TooLargeError, "too_large"),
+    (StorageFullError, "storage_full"),
+    (BusyError, "over_quota"),
+    (ConnectionError, "aborted"),
+    (PersephoneError, "invalid"),
+)
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -42,33 +50,26 @@ async def upload(request: web.Request) -> web.Response:
 
 
 def _result(error: Exception) -> str:
-    match error:
-        case UnsupportedTypeError():
-            return "unsupported"
-        case TooLargeError():
-            return "too_large"
-        case StorageFullError():
-            return "storage_full"
-        case ConnectionError():
-            return "aborted"
-        case PersephoneError():
-            return "invalid"
-        case _:
-            return "failed"
+    return next((result for kind, result in _RESULTS if isinstance(error, kind)), "failed")
 
 
 async def _receive(request: web.Request) -> web.Response:
-    settings = request.app[keys.SETTINGS]
+    settings, usage = request.app[keys.SETTINGS], request.app[keys.USAGE]
     owner = await ensure_owner(request)
-    await asyncio.to_thread(_refuse_without_room, settings, request.content_length or 0)
-    form = await open_form(request, settings.max_upload_bytes)
-    run = await request.app[keys.UPLOAD].receive(
-        form.chunks(), file_name=form.file_name, owner=owner, model=lambda: form.model
-    )
+    # What its head alone refuses shall take nobody's place.
+    form_boundary(request, settings.max_upload_bytes)
+    async with usage.uploading(owner, request.content_length or 0) as admission:
+
+        def watch(body: PacedBody) -> None:
+            admission.place.arrival = body
+
+        form = await open_form(request, settings.max_upload_bytes, watch=watch)
+        run = await request.app[keys.UPLOAD].receive(
+            usage.counted(admission, form.chunks()),
+            file_name=form.file_name,
+            owner=owner,
+            model=lambda: form.model,
+            begin=lambda: request.app[STORAGE].begin(request),
+        )
+    run_id_var.set(run.run_id)
     return reply({"runId": run.run_id, "model": run.model, "sha256": run.digest})
-
-
-def _refuse_without_room(settings: Settings, expected_bytes: int) -> None:
-    free = shutil.disk_usage(settings.data_dir).free
-    if free < expected_bytes + _KEPT_BYTES:
-        raise StorageFullError("disk_full")

@@ -13,7 +13,9 @@ from server.artifacts.failures import InspectionError
 
 _MEBIBYTE = 1024**2
 _DRIVE = re.compile(r"[A-Za-z]:")
-_NAME_BYTES = 255
+_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}
+# They turn what a person reads around: "model\u202egpj.exe".
+_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,13 @@ class Limits:
 
     entries: int = 10_000
     depth: int = 8
+    model_depth: int = 32
     total_bytes: int = 2 * 1024**3
     ratio: int = 100
     ratio_floor_bytes: int = 4 * _MEBIBYTE
     directory_bytes: int = 16 * _MEBIBYTE
+    name_bytes: int = 1024
+    part_bytes: int = 255
 
 
 class Meter:
@@ -75,28 +80,37 @@ class Meter:
 
 
 class Names:
-    """The names of one archive: each safe, none twice, whatever the case of its letters."""
+    """The names of one archive: each safe, none twice, whatever the case of its letters.
 
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
+    ``is_model`` is for the archive that a model's own file is: whoever wrote it chose the names
+    for a reader that tells cases apart, and lays them deeper.
+    """
+
+    def __init__(self, limits: Limits, *, is_model: bool = False) -> None:
+        self._limits = limits
+        self._depth = limits.model_depth if is_model else limits.depth
+        self._is_model = is_model
         self._seen: set[str] = set()
 
     def admit(self, name: str, *, is_folder: bool) -> str:
         """Return the name in its plain form (``a/b``); empty for the archive's own root.
 
         Raises:
-            InspectionError: ``archive_name_unsafe``, ``archive_too_deep`` or
-                ``archive_name_repeated``.
+            InspectionError: ``archive_name_unsafe``, ``archive_name_too_long``,
+                ``archive_too_deep`` or ``archive_name_repeated``.
         """
         parts = [part for part in name.split("/") if part not in {"", "."}]
         if self._is_unsafe(name, parts):
             raise InspectionError("archive_name_unsafe", name=shown(name))
+        sizes = [len(part.encode(errors="replace")) for part in parts]
+        if max(sizes, default=0) > self._limits.part_bytes or sum(sizes) > self._limits.name_bytes:
+            raise InspectionError("archive_name_too_long", name=shown(name))
         if len(parts) > self._depth:
             raise InspectionError("archive_too_deep", name=shown(name), limit=self._depth)
         plain = "/".join(parts)
         if is_folder or not plain:
             return plain
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", plain).casefold())
+        key = plain if self._is_model else _folded(plain)
         if key in self._seen:
             raise InspectionError("archive_name_repeated", name=shown(name))
         self._seen.add(key)
@@ -105,13 +119,18 @@ class Names:
     @staticmethod
     def _is_unsafe(name: str, parts: list[str]) -> bool:
         return (
-            name.startswith("/")
+            not name
+            or name.startswith("/")
             or "\\" in name
-            or any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
+            or any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in name)
+            or not _TURNING.isdisjoint(name)
             or ".." in parts
             or _DRIVE.match(name) is not None
-            or any(len(part.encode(errors="replace")) > _NAME_BYTES for part in parts)
         )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def shown(name: str) -> str:

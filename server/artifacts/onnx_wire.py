@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.artifacts.failures import InspectionError
+from server.protobuf import (
+    FIXED32,
+    FIXED64,
+    LENGTH,
+    VARINT,
+    TruncatedError,
+    WireError,
+    fields_of,
+    varint,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from mmap import mmap
-
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 _LARGEST_IR_VERSION = 64
 _LARGEST_OPSET = 200
 _LARGEST_DATA_TYPE = 63
 _EXTERNAL = 1
+_EXTERNAL_DATA = 13
+_LONGEST_ENTRY = 1024
 _OPERATOR = re.compile(rb"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-class WireError(Exception):
-    """The bytes are no protobuf message."""
-
-
-class _TruncatedError(WireError):
-    """The message goes on behind the last byte that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,22 @@ _NODE = _Message(
     | {9: "any", 10: "any"}
 )
 _VALUE = _Message({1: "text", 2: "any", 3: "text", 4: "any"})
+
+# Where tensors stand: field number -> the message that may hold one, for each kind of message.
+_Holder = dict[int, Any]
+_IN_TENSOR: _Holder = {}
+_IN_SPARSE: _Holder = {1: _IN_TENSOR, 2: _IN_TENSOR}
+_IN_ATTRIBUTE: _Holder = {5: _IN_TENSOR, 10: _IN_TENSOR, 22: _IN_SPARSE, 23: _IN_SPARSE}
+_IN_NODE: _Holder = {5: _IN_ATTRIBUTE}
+_IN_GRAPH: _Holder = {1: _IN_NODE, 5: _IN_TENSOR, 15: _IN_SPARSE}
+_IN_ATTRIBUTE |= {6: _IN_GRAPH, 11: _IN_GRAPH}
+_IN_FUNCTION: _Holder = {7: _IN_NODE, 11: _IN_ATTRIBUTE}
+_IN_MODEL: _Holder = {7: _IN_GRAPH, 20: {1: _IN_GRAPH, 2: _IN_GRAPH}, 25: _IN_FUNCTION}
+_GRAPH_FIELD = 7
+_IR_FIELD, _OPSET_FIELD = 1, 8
+_OPSETS = {"": "onnx-opset", "ai.onnx": "onnx-opset", "ai.onnx.ml": "onnx-ml-opset"}
+_MOST_NESTED = 96
+
 _GRAPH = _Message(
     {1: "message", 2: "text", 5: "message", 10: "text", 11: "message", 12: "message"}
     | {13: "message", 14: "any", 15: "any", 16: "any"},
@@ -72,84 +89,112 @@ def looks_like_onnx(head: bytes) -> bool:
     scan = _Scan(head)
     try:
         scan.message(0, len(head), _MODEL)
-    except _TruncatedError:
+    except TruncatedError:
         return scan.is_onnx
     except WireError:
         return False
     return scan.is_onnx
 
 
-def check_onnx(data: mmap | bytes) -> None:
-    """Walk all of a model's outer fields.
+@dataclass(frozen=True, slots=True)
+class External:
+    """A tensor whose bytes lie in another file, and the last of them that it names there."""
+
+    tensor: str
+    location: str
+    end: int
+
+
+def check_wire(data: mmap | bytes) -> list[External]:
+    """Walk all of a model's outer fields, and everything that may hold a tensor.
+
+    Returns the tensors, wherever they stand, that lie in other files.
 
     Raises:
-        InspectionError: ``onnx_damaged`` if it is cut off or holds no graph,
-            ``onnx_external_data`` if weights lie in other files.
+        InspectionError: ``onnx_damaged`` if it is cut off or holds no graph.
     """
+    found: list[External] = []
     try:
-        graphs = [span for number, _, *span in fields_of(data, 0, len(data)) if number == 7]
-        if not graphs:
+        numbers = [number for number, *_ in fields_of(data, 0, len(data))]
+        if _GRAPH_FIELD not in numbers:
             raise InspectionError("onnx_damaged", evidence="no graph")
-        for start, end in graphs:
-            _refuse_external_data(data, start, end)
+        # Without this key no reader finds the other file; most models need no closer look.
+        if data.find(b"location") >= 0:
+            _find_external(data, (0, len(data)), _IN_MODEL, 0, found)
     except WireError as error:
         raise InspectionError("onnx_damaged", evidence=str(error)) from None
+    return found
 
 
-def fields_of(data: mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (number, wire type, start, end) of each field in ``data[start:end]``.
+def versions_of(data: mmap | bytes) -> dict[str, str]:
+    """Return the versions that a model is written in: of the file, and of its operators.
+
+    The keys are ``onnx-ir``, ``onnx-opset`` and ``onnx-ml-opset``. As for every reader, the last
+    of several values counts.
 
     Raises:
-        WireError: this is no protobuf message, or it is cut off.
+        WireError: this is no protobuf message.
     """
-    position = start
-    while position < end:
-        tag, position = _varint(data, position, end)
-        number, wire = tag >> 3, tag & 7
-        if not 0 < number < 1 << 29:
-            raise WireError(f"field number {number} at byte {position}")
-        if wire == VARINT:
-            _, after = _varint(data, position, end)
-        elif wire == FIXED64:
-            after = position + 8
-        elif wire == FIXED32:
-            after = position + 4
-        elif wire == LENGTH:
-            length, position = _varint(data, position, end)
-            after = position + length
-        else:
-            raise WireError(f"wire type {wire} at byte {position}")
-        if after > end:
-            raise _TruncatedError(f"{after - end} bytes are missing at the end")
-        yield number, wire, position, after
-        position = after
+    found: dict[str, str] = {}
+    for number, wire, first, last in fields_of(data, 0, len(data)):
+        if number == _IR_FIELD and wire == VARINT:
+            found["onnx-ir"] = str(varint(data, first, last)[0])
+        elif number == _OPSET_FIELD and wire == LENGTH:
+            domain, version = "", 0
+            for inner, inner_wire, start, end in fields_of(data, first, last):
+                if inner == 1 and inner_wire == LENGTH:
+                    domain = bytes(data[start : min(end, start + 80)]).decode(errors="replace")
+                elif inner == 2 and inner_wire == VARINT:
+                    version = varint(data, start, end)[0]
+            if domain in _OPSETS:
+                found[_OPSETS[domain]] = str(version)
+    return found
 
 
-def _varint(data: mmap | bytes, position: int, end: int) -> tuple[int, int]:
-    value = 0
-    for count in range(10):
-        if position + count >= end:
-            raise _TruncatedError("the end is missing")
-        byte = data[position + count]
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value, position + count + 1
-    raise WireError(f"a number without an end at byte {position}")
+def _find_external(
+    data: mmap | bytes,
+    part: tuple[int, int],
+    inside: _Holder,
+    depth: int,
+    found: list[External],
+) -> None:
+    if depth > _MOST_NESTED:
+        raise WireError("nested too deeply")
+    for number, wire, first, last in fields_of(data, *part):
+        holder = inside.get(number) if wire == LENGTH else None
+        if holder is _IN_TENSOR:
+            found += _external_tensor(data, first, last)
+        elif holder is not None:
+            _find_external(data, (first, last), holder, depth + 1, found)
 
 
-def _refuse_external_data(data: mmap | bytes, start: int, end: int) -> None:
+def _external_tensor(data: mmap | bytes, start: int, end: int) -> list[External]:
+    name = ""
+    where: dict[str, str] = {}
+    is_external = False
     for number, wire, first, last in fields_of(data, start, end):
-        if number != 5 or wire != LENGTH:
-            continue
-        name = ""
-        external = False
-        for inner, inner_wire, at, to in fields_of(data, first, last):
-            if inner == 8 and inner_wire == LENGTH:
-                name = bytes(data[at : min(to, at + 80)]).decode(errors="replace")
-            if inner == 14 and inner_wire == VARINT:
-                external = _varint(data, at, to)[0] == _EXTERNAL
-        if external:
-            raise InspectionError("onnx_external_data", tensor=name or "?")
+        if number == 8 and wire == LENGTH:
+            name = bytes(data[first : min(last, first + 80)]).decode(errors="replace")
+        if number == 14 and wire == VARINT:
+            # Protobuf cuts a number of more than 32 bits to its lower half.
+            is_external |= varint(data, first, last)[0] & 0xFFFFFFFF == _EXTERNAL
+        if number == _EXTERNAL_DATA and wire == LENGTH:
+            where.update(_entry(data, first, last))
+    if not is_external:
+        return []
+    numbers = [where.get(key, "") or "0" for key in ("offset", "length")]
+    if not all(number.isascii() and number.isdigit() and len(number) < 20 for number in numbers):
+        raise WireError("a place in a file that is no number")
+    return [External(name or "?", where.get("location", ""), sum(map(int, numbers)))]
+
+
+def _entry(data: mmap | bytes, start: int, end: int) -> dict[str, str]:
+    texts = {
+        number: bytes(data[first : min(last, first + _LONGEST_ENTRY)]).decode(errors="replace")
+        for number, wire, first, last in fields_of(data, start, end)
+        if wire == LENGTH
+    }
+    return {texts.get(1, ""): texts.get(2, "")}
 
 
 class _Scan:
@@ -162,7 +207,7 @@ class _Scan:
     def message(self, start: int, end: int, schema: _Message) -> None:
         position = start
         while position < end:
-            tag, position = _varint(self._head, position, end)
+            tag, position = varint(self._head, position, end)
             position = self._field(tag, position, end, schema)
 
     def _field(self, tag: int, position: int, end: int, schema: _Message) -> int:
@@ -171,7 +216,7 @@ class _Scan:
         if kind is None:
             raise WireError(f"field {number} is unknown")
         if wire == VARINT:
-            value, position = _varint(self._head, position, end)
+            value, position = varint(self._head, position, end)
             self._number(kind, value)
             return position
         if wire in {FIXED32, FIXED64}:
@@ -180,7 +225,7 @@ class _Scan:
             return self._within(position + (4 if wire == FIXED32 else 8), end)
         if wire != LENGTH:
             raise WireError(f"wire type {wire}")
-        length, position = _varint(self._head, position, end)
+        length, position = varint(self._head, position, end)
         self._bytes(kind, position, position + length, schema.nested.get(number))
         return self._within(position + length, end)
 
@@ -188,7 +233,7 @@ class _Scan:
         if position <= end:
             return position
         if end == len(self._head):
-            raise _TruncatedError
+            raise TruncatedError
         raise WireError("a field is longer than its message")
 
     def _number(self, kind: str, value: int) -> None:

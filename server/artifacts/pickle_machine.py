@@ -1,7 +1,7 @@
 """A small machine that follows a pickle's opcodes with stand-ins for every object.
 
 Nothing is imported, nothing is called. It knows joblib's arrays, whose bytes lie between the
-opcodes. Runs in the inspecting child too: standard library only.
+opcodes. It keeps the opcodes as it goes, without those bytes, for a scanner to read. Runs in the inspecting child too: standard library only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ _MOST_NESTED = 64
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
 _DTYPE = re.compile(r"[<>=|]?([?biufcmMOSUVaB])(\d*)")
 _HAS_OBJECTS = 1
+# Framing and the protocol's number mean nothing to a scanner, but come between what belongs together.
+_FRAMING = (b"\x80", b"\x95")
+_LONG = b"C\x00"
+# A scanner holds an object per opcode up to the next STOP. After these nothing refers back.
+_MAY_STOP_AFTER = (b"u", b"e", b"s", b"b")
+_MOST_AT_ONCE = 100_000
 # How protocols 0 and 1 make an object of a class; Python 2 had another name for the module.
 _RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
 
@@ -87,6 +93,15 @@ class Machine:
         self.position: int = 0 if outer is None else outer.position
         self.has_joblib_arrays = False
         self.sklearn_version: str | None = None
+        self._opcodes = bytearray()
+        self._has_skipped = False
+        self._count = 0
+        self.nested: list[bytes] = [] if outer is None else outer.nested
+
+    @property
+    def opcodes(self) -> bytes:
+        """The opcodes that were followed, long values left out; nested pickles stand apart."""
+        return bytes(self._opcodes)
 
     def run(self) -> Any:
         """Return the stand-in of the outermost object."""
@@ -94,7 +109,15 @@ class Machine:
             handler = self._handlers.get(opcode)
             if handler is None:
                 raise ValueError(f"opcode {opcode!r}")
+            start = len(self._opcodes) - 1
             handler(self)
+            if self._has_skipped or opcode in _FRAMING:
+                self._opcodes[start:] = b"" if opcode in _FRAMING else _LONG
+                self._has_skipped = False
+            self._count += 1
+            if self._count >= _MOST_AT_ONCE and opcode in _MAY_STOP_AFTER:
+                self._opcodes += b"."
+                self._count = 0
         return self.pop()
 
     # Bytes
@@ -105,12 +128,21 @@ class Machine:
         if len(data) != count:
             raise EOFError
         self.position += count
+        self._opcodes += data
         return data
 
     def skip(self, count: int) -> None:
         """Read past ``count`` bytes."""
+        self._has_skipped = True
+        self._pass(count)
+
+    def _pass(self, count: int) -> None:
         while count:
-            count -= len(self.read(min(count, _CHUNK_BYTES)))
+            data = self._stream.read(min(count, _CHUNK_BYTES))
+            if not data:
+                raise EOFError
+            self.position += len(data)
+            count -= len(data)
 
     def number(self, count: int, *, signed: bool = False) -> int:
         """Read a little-endian number."""
@@ -122,6 +154,7 @@ class Machine:
         if not data.endswith(b"\n"):
             raise EOFError
         self.position += len(data)
+        self._opcodes += data
         return data[:-1].decode("utf-8", "replace")
 
     # Stack
@@ -223,6 +256,7 @@ class Machine:
             inner = Machine(self._stream, self._handlers, self)
             inner.run()
             self.position = inner.position
+            self.nested.append(inner.opcodes)
             return
         shape = state.get("shape")
         if not isinstance(shape, tuple) or not all(type(axis) is int for axis in shape):
@@ -230,8 +264,10 @@ class Machine:
         if min(shape, default=0) < 0:
             raise ValueError("a negative shape")
         if state.get("numpy_array_alignment_bytes") is not None:
-            self.skip(self.number(1))
-        self.skip(math.prod(shape) * size)
+            padding = self.number(1)
+            del self._opcodes[-1:]
+            self._pass(padding)
+        self._pass(math.prod(shape) * size)
 
 
 def _item_size(dtype: Any) -> tuple[int, bool]:

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from server.artifacts.boosters import looks_like_lightgbm, looks_like_xgboost
 from server.artifacts.onnx_wire import looks_like_onnx
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ HEAD_BYTES = 8192
 """How many leading bytes are enough to tell."""
 
 TAR_BLOCK = 512
-COMPRESSIONS = frozenset({"gzip", "zlib", "bz2", "xz", "lzma"})
+COMPRESSIONS = frozenset({"gzip", "zlib", "bz2", "xz", "lzma", "lz4"})
+COMPRESSION_ERRORS = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
+"""What the decompressors raise at bytes that are none of theirs."""
 
 _PEEK_BYTES = 4096
+_ARCHIVES = {"RAR", "7z"}
 _CUT = "unexpected end of data"
 _XZ_MEMORY = 256 * 1024**2
 
@@ -45,7 +49,7 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (4, b"TFL3", "TensorFlow Lite"),
     (4, b"ORTM", "ONNX Runtime (ORT)"),
     (0, b"CBM1", "CatBoost"),
-    (0, b"binf", "XGBoost"),
+    (0, b"binf", "XGBoost (binary, before 1.0)"),
     (0, b"\x93NUMPY", "NumPy (.npy)"),
     (0, b"PAR1", "Parquet"),
     (0, b"ARROW1", "Arrow"),
@@ -58,12 +62,16 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"Rar!\x1a\x07", "RAR"),
     (0, b"7z\xbc\xaf\x27\x1c", "7z"),
     (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    (0, b"\x04\x22\x4d\x18", "LZ4"),
     (0, b"\x1f\x9d", "compress (.Z)"),
     (0, b"ID3", "MP3"),
     (0, b"OggS", "Ogg"),
     (0, b"fLaC", "FLAC"),
     (0, b"\x1a\x45\xdf\xa3", "Matroska"),
+)
+_COMPRESSED = (
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
 )
 _BINARY_PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _OLD_PICKLE = re.compile(
@@ -76,9 +84,14 @@ _TEXT_HINTS: tuple[tuple[bytes, str], ...] = (
     (b"<!doctype html", "HTML"),
     (b"<html", "HTML"),
     (b"<?xml", "XML"),
-    (b"tree\nversion=", "LightGBM (text)"),
     (b"{", "JSON"),
     (b"[", "JSON"),
+)
+
+_MODELS: tuple[tuple[str, str, Callable[[bytes], bool]], ...] = (
+    ("xgboost", "XGBoost", looks_like_xgboost),
+    ("lightgbm", "LightGBM", looks_like_lightgbm),
+    ("onnx", "ONNX", looks_like_onnx),
 )
 
 
@@ -90,13 +103,15 @@ class _Decompressor(Protocol):
 class Leading:
     """What leading bytes say: ``kind`` if it may be taken, and what was found, for people.
 
-    ``kind`` is ``zip``, ``tar``, ``gzip``, ``zlib``, ``bz2``, ``xz``, ``lzma``, ``pickle`` or
-    ``onnx``; ``inner`` is the kind behind a compression, as far as the leading bytes tell.
+    ``kind`` is ``zip``, ``tar``, ``gzip``, ``zlib``, ``bz2``, ``xz``, ``lzma``, ``lz4``,
+    ``pickle``, ``onnx``, ``xgboost`` or ``lightgbm``; ``inner`` is the kind behind a compression, as far as the leading bytes
+    tell. ``is_archive`` tells whether it holds files, of whatever format.
     """
 
     kind: str | None
     found: str
     inner: str | None = None
+    is_archive: bool = False
 
 
 def recognise(head: bytes) -> Leading:
@@ -106,16 +121,21 @@ def recognise(head: bytes) -> Leading:
         return container
     for offset, magic, name in _FOREIGN:
         if head.startswith(magic, offset) and not _is_plain_text(head, magic):
-            return Leading(kind=None, found=name)
+            return Leading(kind=None, found=name, is_archive=name in _ARCHIVES)
     if _BINARY_PICKLE.match(head) or _OLD_PICKLE.match(head):
         return Leading(kind="pickle", found="pickle")
-    if looks_like_onnx(head):
-        return Leading(kind="onnx", found="ONNX")
+    for kind, found, looks_like in _MODELS:
+        if looks_like(head):
+            return Leading(kind=kind, found=found)
     return Leading(kind=None, found=_other(head))
 
 
 def decompressor(kind: str) -> _Decompressor:
     """Return a streaming decompressor of one of ``COMPRESSIONS``."""
+    if kind == "lz4":
+        from lz4.frame import LZ4FrameDecompressor  # noqa: PLC0415 - few files need it
+
+        return LZ4FrameDecompressor()  # type: ignore[no-any-return]
     makers: dict[str, Callable[[], _Decompressor]] = {
         "gzip": lambda: zlib.decompressobj(31),
         "zlib": zlib.decompressobj,
@@ -140,22 +160,21 @@ def is_tar(head: bytes) -> bool:
 
 def _container(head: bytes) -> Leading | None:
     if is_tar(head) or head[257:262] == b"ustar":
-        return Leading(kind="tar", found="tar")
+        return Leading(kind="tar", found="tar", is_archive=True)
     if head[:4] in {b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"}:
-        return Leading(kind="zip", found="zip")
+        return Leading(kind="zip", found="zip", is_archive=True)
     kind = _compression(head)
     return None if kind is None else _compressed(kind, head)
 
 
 def _compression(head: bytes) -> str | None:
-    if head[:3] == b"\x1f\x8b\x08":
-        return "gzip"
+    for magic, kind in _COMPRESSED:
+        if head.startswith(magic):
+            return kind
     if head[:1] == b"\x78" and len(head) > 2 and int.from_bytes(head[:2], "big") % 31 == 0:
         return "zlib"
     if re.match(rb"BZh[1-9]1AY&SY", head):
         return "bz2"
-    if head[:6] == b"\xfd7zXZ\x00":
-        return "xz"
     if re.match(rb"\x5d\x00\x00[\x00-\xff]{2}(?:\xff{8}|[\x00-\xff]{5}\x00{3})", head):
         return "lzma"
     return None
@@ -164,15 +183,15 @@ def _compression(head: bytes) -> str | None:
 def _compressed(kind: str, head: bytes) -> Leading | None:
     try:
         inside = decompressor(kind).decompress(head, _PEEK_BYTES)
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
+    except COMPRESSION_ERRORS:
         return None if kind == "zlib" else Leading(kind=None, found=f"damaged {kind}")
     if not inside:
         # A bz2 block is longer than what is looked at here; the inspection tells later.
         return Leading(kind=kind, found=kind)
     inner = recognise(inside)
     if inner.kind == "pickle" or (inner.kind == "tar" and kind == "gzip"):
-        return Leading(kind=kind, found=kind, inner=inner.kind)
-    return Leading(kind=None, found=f"{kind} ({inner.found})")
+        return Leading(kind=kind, found=kind, inner=inner.kind, is_archive=inner.is_archive)
+    return Leading(kind=None, found=f"{kind} ({inner.found})", is_archive=inner.is_archive)
 
 
 def _is_plain_text(head: bytes, magic: bytes) -> bool:

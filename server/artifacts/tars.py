@@ -6,12 +6,23 @@ needs a tenth of it. Runs in the inspecting child too: standard library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from server.artifacts.failures import InspectionError
 from server.artifacts.limits import shown
-from server.artifacts.recognise import TAR_BLOCK, is_tar
+from server.artifacts.recognise import TAR_BLOCK
+from server.artifacts.tar_headers import (
+    EXTENDED,
+    GLOBAL,
+    HEADER_TEXT_BYTES,
+    LONG_LINK,
+    LONG_NAME,
+    Pending,
+    checked,
+    malformed,
+    name_of,
+    number_of,
+)
 from server.artifacts.zips import CHUNK_BYTES, Member
 
 if TYPE_CHECKING:
@@ -19,19 +30,8 @@ if TYPE_CHECKING:
 
     from server.artifacts.limits import Meter
 
-_HEADER_TEXT_BYTES = 64 * 1024
 _REGULAR, _FOLDER = {b"0", b"\x00", b"7"}, {b"5"}
 _LINKS = {b"1", b"2"}
-_LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
-
-
-@dataclass(slots=True)
-class _Pending:
-    """What the headers before an entry said about it."""
-
-    name: str | None = None
-    size: int | None = None
-    is_sparse: bool = False
 
 
 def tar_members(stream: IO[bytes], meter: Meter) -> Iterator[Member]:
@@ -42,25 +42,27 @@ def tar_members(stream: IO[bytes], meter: Meter) -> Iterator[Member]:
     Raises:
         InspectionError: the archive breaks a rule or a limit.
     """
-    pending = _Pending()
+    pending = Pending()
     while (block := _block(stream, meter)) is not None:
         kind = block[156:157]
-        size = _number(block[124:136])
-        if kind in {_LONG_NAME, _LONG_LINK, _EXTENDED, _GLOBAL}:
-            _read_header_text(stream, meter, kind, size, pending)
+        if kind in {LONG_NAME, LONG_LINK, EXTENDED, GLOBAL}:
+            text = _header_text(stream, meter, block)
+            (Pending() if kind == GLOBAL else pending).take(kind, text)
             continue
-        name = pending.name if pending.name is not None else _name(block)
-        if pending.size is not None:
-            size = pending.size
+        name = pending.name if pending.name is not None else name_of(block)
+        size = pending.size_of(block)
         meter.count_entry()
         _check_kind(kind, name, is_sparse=pending.is_sparse)
         is_folder = kind in _FOLDER or (kind == b"\x00" and name.endswith("/"))
-        reader = _Body(stream, meter, 0 if is_folder else size)
+        if is_folder and size:
+            raise InspectionError("archive_folder_with_content", name=shown(name))
+        reader = _Body(stream, meter, size)
         yield Member(name=name, is_folder=is_folder, chunks=reader.chunks)
         reader.finish()
-        pending = _Pending()
-    while tail := stream.read(CHUNK_BYTES):
-        meter.count_bytes(len(tail))
+        pending = Pending()
+    if not pending.is_empty:
+        raise malformed("path")
+    _check_end(stream, meter)
 
 
 class _Body:
@@ -91,11 +93,15 @@ def _block(stream: IO[bytes], meter: Meter) -> bytes | None:
     meter.count_bytes(len(block))
     if not block or (len(block) == TAR_BLOCK and not block.strip(b"\x00")):
         return None
-    if len(block) < TAR_BLOCK:
-        raise InspectionError("archive_damaged", evidence="the end is missing")
-    if not is_tar(block):
-        raise InspectionError("archive_damaged", evidence="a tar header has a wrong checksum")
-    return block
+    return checked(block)
+
+
+def _check_end(stream: IO[bytes], meter: Meter) -> None:
+    """Read the zeros after the last entry; some readers would go on behind them."""
+    while tail := stream.read(CHUNK_BYTES):
+        meter.count_bytes(len(tail))
+        if tail.strip(b"\x00"):
+            raise InspectionError("archive_hidden_data", evidence="after the last entry")
 
 
 def _check_kind(kind: bytes, name: str, *, is_sparse: bool) -> None:
@@ -105,72 +111,20 @@ def _check_kind(kind: bytes, name: str, *, is_sparse: bool) -> None:
         raise InspectionError("archive_special_refused", name=shown(name))
 
 
-def _read_header_text(
-    stream: IO[bytes], meter: Meter, kind: bytes, size: int, pending: _Pending
-) -> None:
+def _header_text(stream: IO[bytes], meter: Meter, block: bytes) -> bytes:
     # Headers alone could go on for ever, so they count as entries too.
     meter.count_entry()
-    if size > _HEADER_TEXT_BYTES:
-        raise InspectionError("archive_damaged", evidence="a tar header is too long")
+    size = number_of(block[124:136], "size")
+    if size > HEADER_TEXT_BYTES:
+        raise malformed("size")
     text = _exactly(stream, size)
     _exactly(stream, -size % TAR_BLOCK)
     meter.count_bytes(size)
-    if kind == _LONG_NAME:
-        pending.name = _text(text.split(b"\x00", 1)[0])
-    elif kind == _EXTENDED:
-        _read_records(text, pending)
-
-
-def _read_records(text: bytes, pending: _Pending) -> None:
-    """Read pax records (``LENGTH KEY=VALUE`` and a line feed); most of them do not matter."""
-    while text:
-        length_text, separator, _ = text.partition(b" ")
-        if not separator or not length_text.isdigit() or len(length_text) > 6:
-            raise InspectionError("archive_damaged", evidence="a tar header is malformed")
-        length = int(length_text)
-        record = text[len(length_text) + 1 : length]
-        if length > len(text) or not record.endswith(b"\n"):
-            raise InspectionError("archive_damaged", evidence="a tar header is malformed")
-        key, _, value = record[:-1].partition(b"=")
-        if key == b"path":
-            pending.name = _text(value)
-        elif key == b"size" and value.isdigit() and len(value) < 20:
-            pending.size = int(value)
-        elif key.startswith(b"GNU.sparse."):
-            pending.is_sparse = True
-        text = text[length:]
-
-
-def _name(block: bytes) -> str:
-    name = block[:100].split(b"\x00", 1)[0]
-    prefix = block[345:500].split(b"\x00", 1)[0] if block[257:263] == b"ustar\x00" else b""
-    return _text(prefix + b"/" + name if prefix else name)
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _number(field: bytes) -> int:
-    """Read a size: octal, or big-endian with the first bit set."""
-    if field[0] & 0x80:
-        value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    else:
-        text = field.strip(b" \x00") or b"0"
-        try:
-            value = int(text, 8)
-        except ValueError:
-            raise InspectionError("archive_damaged", evidence="a size is malformed") from None
-    if not 0 <= value < 1 << 62:
-        raise InspectionError("archive_damaged", evidence="a size is malformed")
-    return value
+    return text
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) != count:
-        raise InspectionError("archive_damaged", evidence="the end is missing")
+        raise InspectionError("archive_truncated")
     return data

@@ -6,10 +6,12 @@ import asyncio
 import errno
 import random
 import socket
+import struct
 from typing import TYPE_CHECKING
 
-from server.engines.base import EngineError
+from server.engines.base import NO_PORT_LEFT, EngineError
 from server.engines.shares import Shares
+from server.machine import explained
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _BACKLOG = 1024
+# The shortest there is. Whether the socket blocks is shared with model processes, who may change it
+# and take a connection before us: then to accept it would hold up the whole service. This they
+# cannot change.
+_AT_ONCE = struct.pack("ll", 0, 1)
 _BIND_TRIES = 20
 _BIND_PAUSE_SECONDS = 0.1
 
@@ -27,6 +33,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         # Connections of the time before a restart may still linger on the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _AT_ONCE)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
         listener.setblocking(False)
@@ -49,6 +56,7 @@ async def bind_again(host: str, port: int) -> socket.socket | None:
 
     Raises:
         EngineError: the address cannot be had for another cause.
+        OSError: the machine has none to give.
     """
     for attempt in range(_BIND_TRIES):
         if attempt:
@@ -56,6 +64,8 @@ async def bind_again(host: str, port: int) -> socket.socket | None:
         try:
             return _bind(host, port)
         except OSError as error:
+            if explained(error) is not None:
+                raise
             if error.errno != errno.EADDRINUSE:
                 raise EngineError("port_unusable", port=port, evidence=str(error)) from error
     return None
@@ -66,6 +76,7 @@ def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socke
 
     Raises:
         EngineError: every port of the range is taken.
+        OSError: the machine has none to give.
     """
     low, high = ports
     span = high - low + 1
@@ -76,9 +87,11 @@ def bind_free(host: str, ports: tuple[int, int], used: Collection[int]) -> socke
             continue
         try:
             return _bind(host, port)
-        except OSError:
-            continue
-    raise EngineError("no_port_left", low=low, high=high)
+        except OSError as error:
+            if explained(error) is not None:
+                # The next port would say the same.
+                raise
+    raise EngineError(NO_PORT_LEFT, low=low, high=high)
 
 
 class Address:

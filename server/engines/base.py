@@ -19,17 +19,30 @@ STUCK = "replica_stuck"
 """Code of a replica that ended because a prediction never returned."""
 
 
+NO_PORT_LEFT = "no_port_left"
+"""Code of an address that needs a port of a range, ``low`` to ``high``, which is used up."""
+
+
 class EngineError(StepFailedError):
     """A replica cannot be started, asked or stopped, for a cause that has a name.
 
-    ``permanent`` says that another try would end the same way.
+    ``permanent`` says that another try would end the same way, ``refused`` that none is made as
+    long as this service runs, whatever has served before it.
     """
 
     def __init__(
-        self, code: str, /, *, evidence: str = "", permanent: bool = False, **params: Any
+        self,
+        code: str,
+        /,
+        *,
+        evidence: str = "",
+        permanent: bool = False,
+        refused: bool = False,
+        **params: Any,
     ) -> None:
         super().__init__(code, evidence=evidence, **params)
         self.permanent = permanent
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +50,7 @@ class ReplicaSpec:
     """One replica to start: which version of which deployment, from which files.
 
     ``ordinal`` counts the replicas of one version from 0; ``model`` is the description that the
-    model process reads; ``gpu`` is a UUID, or empty.
+    model process reads; ``gpu`` is a UUID, or empty, ``nodes`` are its device nodes.
     """
 
     replica_id: str
@@ -50,7 +63,13 @@ class ReplicaSpec:
     tree: Path
     folder: Path
     gpu: str
+    nodes: tuple[str, ...] = ()
     model: dict[str, Any] = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """How logs call it: environment, version and its place among its kind."""
+        return f"{self.key.environment}/{self.version}/{self.ordinal}"
 
 
 class Replica(ABC):
@@ -83,6 +102,10 @@ class Replica(ABC):
     @abstractmethod
     async def ended(self) -> EngineError:
         """Wait until the process has ended, and return why."""
+
+    @abstractmethod
+    async def probe(self) -> None:
+        """Let it answer the passport's warm-up as a real inference that nobody counts."""
 
     @abstractmethod
     async def scrape(self) -> str:
@@ -118,11 +141,20 @@ class Engine(ABC):
 
         Raises:
             EngineError: no port is left, or the address cannot be had.
+            OSError: the machine has no open files left.
         """
 
     @abstractmethod
     async def attend(self, key: DeploymentKey, *, nobody_home: bool) -> None:
         """Answer 503 on a deployment's address, or leave it to its replicas."""
+
+    @abstractmethod
+    async def renew(self, key: DeploymentKey) -> None:
+        """Tell a deployment's replicas which tokens predict at its address now.
+
+        Returns when all of them know, or after some seconds; who does not know by then is told
+        again until it does.
+        """
 
     @abstractmethod
     async def unlisten(self, key: DeploymentKey) -> None:

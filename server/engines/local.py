@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -11,197 +10,38 @@ import shutil
 import socket
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
 from server.engines.addresses import Address, bind_again, bind_free, bind_if_free
-from server.engines.base import STUCK, Engine, EngineError, Replica, ReplicaSpec
-from server.engines.doorman import make_doorman
-from server.sandbox.events import last_words, read_event, read_failure
+from server.engines.admission import Teller
+from server.engines.base import Engine, EngineError, Replica, ReplicaSpec
+from server.engines.control import ControlSocket
+from server.engines.doorman import Calls, make_doorman
+from server.engines.local_replica import LocalReplica
+from server.errors import is_full
+from server.machine import explained
+from server.sandbox.launch import REFUSED
 from server.sandbox.model_process import ModelProcess, launch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
     from pathlib import Path
 
     from server.messages import Messages
-    from server.records import DeploymentKey
-    from server.sandbox.launch import Child, Sandbox
+    from server.records import Admitted, DeploymentKey
+    from server.sandbox.launch import Sandbox
     from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.02
-_EXIT_SECONDS = 2.0
-# What the model server exits with when a prediction never returned.
-_EXIT_STUCK = 75
-_RETREAT_SECONDS = 1.0
-_CALL_SECONDS = 5.0
-_SCRAPE_BYTES = 1024 * 1024
-
-
-class LocalReplica(Replica):
-    """A model process of this machine, steered over its control socket."""
-
-    def __init__(
-        self,
-        spec: ReplicaSpec,
-        port: int,
-        child: Child,
-        control: aiohttp.ClientSession,
-        settings: Settings,
-    ) -> None:
-        self.spec = spec
-        self.port = port
-        self._child = child
-        self._control = control
-        self._settings = settings
-        self._failure: EngineError | None = None
-        self._ended = asyncio.create_task(self._watch())
-        self._draining: asyncio.Task[None] | None = None
-
-    async def _watch(self) -> EngineError:
-        while (line := await self._child.line()) is not None:
-            self._failure = _failure_in(line) or self._failure
-        code = await self._child.wait()
-        if self._failure is not None:
-            return self._failure
-        if code == _EXIT_STUCK:
-            return EngineError(STUCK)
-        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return EngineError("replica_ended", reason=reason, evidence=last_words(self._child.log))
-
-    async def _call(
-        self, method: str, path: str, *, seconds: float = _CALL_SECONDS
-    ) -> tuple[int, bytes]:
-        if self._control.closed:
-            raise EngineError("replica_silent", evidence="ended")
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        url = f"http://replica{path}"
-        try:
-            async with self._control.request(
-                method, url, timeout=timeout, allow_redirects=False, auto_decompress=False
-            ) as answer:
-                return answer.status, await _body_of(answer)
-        # RuntimeError: the session was closed in the meantime; ValueError: it speaks no HTTP.
-        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError, ValueError) as error:
-            raise EngineError("replica_silent", evidence=type(error).__name__) from error
-
-    async def ready(self) -> None:
-        """Wait until the replica has answered a real inference; it takes no traffic yet."""
-        deadline = self._settings.load_seconds
-        try:
-            async with asyncio.timeout(deadline):
-                await self._until_loaded()
-                status, body = await self._call(
-                    "POST", "/ready", seconds=self._settings.smoke_seconds
-                )
-        except TimeoutError:
-            raise EngineError("load_timeout", seconds=round(deadline)) from None
-        if status != 200:
-            raise _refusal(body)
-
-    async def _until_loaded(self) -> None:
-        while True:
-            if self._ended.done():
-                raise self._ended.result()
-            with contextlib.suppress(EngineError, ValueError):
-                status, body = await self._call("GET", "/state")
-                if status == 200 and read_event(body).get("loaded") is True:
-                    return
-            await asyncio.wait([self._ended], timeout=_POLL_SECONDS)
-
-    async def admit(self) -> None:
-        """Let it take traffic."""
-        status, body = await self._call("POST", "/accept")
-        if status != 200:
-            raise _refusal(body)
-
-    async def retreat(self) -> None:
-        """Let it accept no further connection; those that it has go on. Already gone is success."""
-        draining = self._drain_once()
-        with contextlib.suppress(TimeoutError):
-            # One that is too busy to listen to us must not hold up the next version.
-            async with asyncio.timeout(_RETREAT_SECONDS):
-                while not draining.done() and await self._accepts():
-                    await asyncio.wait([draining], timeout=_POLL_SECONDS)
-
-    async def _accepts(self) -> bool:
-        try:
-            status, body = await self._call("GET", "/state")
-            return status != 200 or bool(read_event(body).get("accepting", True))
-        except (EngineError, ValueError):
-            return not self._ended.done()
-
-    async def drain(self) -> None:
-        """Let it finish what it has; it takes nothing new. Already gone is success."""
-        await asyncio.shield(self._drain_once())
-
-    def _drain_once(self) -> asyncio.Task[None]:
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-        return self._draining
-
-    async def _drain(self) -> None:
-        seconds = self._settings.drain_seconds + self._settings.predict_seconds + _CALL_SECONDS
-        with contextlib.suppress(EngineError):
-            await self._call("POST", "/drain", seconds=seconds)
-
-    async def stop(self) -> None:
-        """End the process with everything it started. Already gone is success."""
-        if not self._ended.done():
-            with contextlib.suppress(EngineError):
-                await self._call("POST", "/exit", seconds=_EXIT_SECONDS)
-            await asyncio.wait([self._ended], timeout=_EXIT_SECONDS)
-        await self._child.kill()
-        await self._ended
-        if self._draining is not None:
-            await self._draining
-        await self._control.close()
-
-    async def ended(self) -> EngineError:
-        """Wait until the process has ended, and return why."""
-        return await asyncio.shield(self._ended)
-
-    async def scrape(self) -> str:
-        """Return its metrics as Prometheus text."""
-        status, body = await self._call("GET", "/metrics")
-        if status != 200:
-            raise EngineError("replica_silent", evidence=f"status {status}")
-        return body.decode("utf-8", errors="replace")
-
-
-async def _body_of(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for part in answer.content.iter_any():
-        body += part
-        if len(body) > _SCRAPE_BYTES:
-            raise EngineError("replica_silent", evidence="its answer is too long")
-    return bytes(body)
-
-
-def _failure_in(line: str) -> EngineError | None:
-    """Read a failure that the process named on its way out; its text is not trusted."""
-    try:
-        event = read_event(line)
-        return _named(event) if event.get("event") == "failed" else None
-    except ValueError:
-        logger.debug("a replica wrote a line that is no event")
-    return None
-
-
-def _refusal(body: bytes) -> EngineError:
-    with contextlib.suppress(ValueError):
-        return _named(read_event(body))
-    return EngineError("replica_not_ready")
-
-
-def _named(event: dict[str, Any]) -> EngineError:
-    code, evidence, params = read_failure(event)
-    return EngineError(code, evidence=evidence, permanent=True, **params)
+# How long a change of tokens waits for a replica that does not listen.
+_RENEW_SECONDS = 2.0
 
 
 class LocalEngine(Engine):
-    """Runs replicas on this machine; they die with the service."""
+    """Runs replicas on this machine; they die with the service.
+
+    ``refused`` is told of a request that found no replica, ``make_room`` frees what it can of a full
+    disk and says whether it did, ``hear`` returns what takes the lines of a replica's log.
+    """
 
     def __init__(
         self,
@@ -209,15 +49,25 @@ class LocalEngine(Engine):
         sandbox: Sandbox,
         messages: Messages,
         refused: Callable[[DeploymentKey], None],
+        *,
+        make_room: Callable[[], Awaitable[bool]],
+        admitted: Callable[[DeploymentKey], Admitted],
+        used: Callable[[str], None],
+        hear: Callable[[ReplicaSpec], Callable[[str], None]],
     ) -> None:
+        self._hear = hear
+        self._admitted = admitted
+        self._used = used
         self._settings = settings
         self._sandbox = sandbox
         self._messages = messages
         self._refused = refused
+        self._make_room = make_room
         self._folder = settings.data_dir / "replicas"
         self._folder_fd = -1
         self._addresses: dict[DeploymentKey, Address] = {}
         self._replicas: set[LocalReplica] = set()
+        self._calls = Calls()
         self._forgetting: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -227,7 +77,8 @@ class LocalEngine(Engine):
 
     def _prepare_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True, mode=0o700)
+        # Passed by the users of model processes, listed by nobody else.
+        self._folder.mkdir(parents=True, mode=0o711)
 
     async def close(self) -> None:
         """End everything that was started."""
@@ -254,7 +105,7 @@ class LocalEngine(Engine):
         else:
             used = {address.port for address in self._addresses.values()}
             listener = bind_free(host, self._settings.endpoint_ports, used.union(reserved))
-        doorman = make_doorman(self._messages, lambda: self._refused(key))
+        doorman = make_doorman(self._messages, lambda: self._refused(key), self._calls)
         address = Address(listener, port or listener.getsockname()[1], doorman)
         self._addresses[key] = address
         return address.port
@@ -265,6 +116,14 @@ class LocalEngine(Engine):
         if address is not None:
             await address.attend(nobody_home=nobody_home)
 
+    async def renew(self, key: DeploymentKey) -> None:
+        """Tell a deployment's replicas which tokens predict at its address now."""
+        tellers = [replica.teller for replica in self._replicas if replica.spec.key == key]
+        telling = [each.renew(_RENEW_SECONDS) for each in tellers if each is not None]
+        for failure in await asyncio.gather(*telling, return_exceptions=True):
+            if failure is not None:
+                logger.warning("a replica does not hear of a change of tokens; it is tried again")
+
     async def unlisten(self, key: DeploymentKey) -> None:
         """Close a deployment's address; being closed is success."""
         address = self._addresses.pop(key, None)
@@ -273,12 +132,14 @@ class LocalEngine(Engine):
 
     async def start(self, spec: ReplicaSpec) -> Replica:
         """Start a replica on its deployment's address."""
+        if refusal := self._sandbox.refusal(str(spec.model["kind"])):
+            raise EngineError(REFUSED, permanent=True, refused=True, **refusal)
         folder = self._folder / spec.replica_id
         try:
-            await asyncio.to_thread(_write_spec, folder, spec.model)
+            await self._describe(folder, spec.model)
             control = self._control_socket(spec.replica_id)
         except OSError as error:
-            raise EngineError("replica_not_started", evidence=error.strerror or "") from error
+            raise _not_started(error) from error
         address = self._addresses[spec.key]
         slot = address.shares.take()
         process = ModelProcess(
@@ -289,12 +150,14 @@ class LocalEngine(Engine):
             folder=spec.folder,
             spec=folder / "spec.json",
             gpu=spec.gpu,
+            nodes=spec.nodes,
             threads=int(spec.model["threads"]),
             memory_bytes=self._settings.model_memory_bytes,
             listen_fd=address.listener.fileno(),
             control_fd=control.fileno(),
             share_fd=None if slot is None else address.shares.descriptor,
             slot=slot or 0,
+            hear=self._hear(spec),
         )
         try:
             child = await self._sandbox.start(launch_of(process))
@@ -303,23 +166,39 @@ class LocalEngine(Engine):
                 address.shares.give_back(slot)
             if not isinstance(error, OSError):
                 raise
-            raise EngineError("replica_not_started", evidence=error.strerror or "") from error
+            raise _not_started(error) from error
         finally:
             control.close()
-        connector = aiohttp.UnixConnector(path=self._control_path(spec.replica_id))
-        session = aiohttp.ClientSession(connector=connector)
-        replica = LocalReplica(spec, address.listens_on, child, session, self._settings)
+        asked = ControlSocket(self._control_path(spec.replica_id))
+        replica = LocalReplica(spec, address.listens_on, child, asked, self._settings)
+        if not self._settings.inference_is_open:
+            replica.teller = Teller(replica.tell, lambda: self._admitted(spec.key), self._used)
         self._replicas.add(replica)
         task = asyncio.create_task(self._forget(replica, folder, address, slot))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
         return replica
 
+    async def _describe(self, folder: Path, model: dict[str, Any]) -> None:
+        try:
+            await asyncio.to_thread(_write_spec, folder, model)
+        except OSError as error:
+            # What crashes on a full disk shall come back.
+            if not is_full(error) or not await self._make_room():
+                raise
+            await asyncio.to_thread(_write_spec, folder, model)
+
+    def environments(self) -> set[str]:
+        """Return the names of the model environments that replicas run in."""
+        return {replica.spec.environment.name for replica in self._replicas}
+
     async def _forget(
         self, replica: LocalReplica, folder: Path, address: Address, slot: int | None
     ) -> None:
         await replica.ended()
         self._replicas.discard(replica)
+        if replica.teller is not None:
+            replica.teller.close()
         if slot is not None:
             address.shares.give_back(slot)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -335,6 +214,13 @@ class LocalEngine(Engine):
         return control
 
 
+def _not_started(error: OSError) -> EngineError:
+    known = explained(error)
+    if known is not None:
+        return EngineError(known.code, **known.params)
+    return EngineError("replica_not_started", evidence=error.strerror or "")
+
+
 def _write_spec(folder: Path, model: dict[str, Any]) -> None:
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps(model), encoding="utf-8")

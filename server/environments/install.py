@@ -1,23 +1,23 @@
 """Installs a lock into a folder; the interpreter inside is never run while it is built.
 
 What a stranger's wheel brings (a ``.pth`` file, for one) runs as soon as the environment's own
-interpreter starts. That happens only in the sandbox: here the service's own interpreter does all
-the work.
+interpreter starts. That happens only in the sandbox: here the interpreter that it is made of
+does all the work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from server.environments.failures import is_offline, named_failure
+from server.cores import usable_cores
+from server.environments.failures import is_offline, named_failure, says_full
 from server.environments.uv import Finished, Moment, run
+from server.errors import StepFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,10 +36,9 @@ _UNITS = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
 _MOST_COMPILERS = 4
 
 
-def site_packages(root: Path) -> Path:
+def site_packages(root: Path, lock: Lock) -> Path:
     """Return where the packages of an environment lie."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return root / "lib" / version / "site-packages"
+    return root / "lib" / f"python{lock.python.minor}" / "site-packages"
 
 
 @dataclass(slots=True)
@@ -64,11 +63,11 @@ class Installer:
     """How packages get into an environment; all commands end with the service."""
 
     uv: Sequence[str]
-    python: str
     common: Sequence[str]
     sources: Sequence[str]
     environ: Mapping[str, str]
     scratch: Path
+    check_room: Callable[[], None]
 
     async def install(self, lock: Lock, root: Path, say: Progress) -> None:
         """Make the environment of ``lock`` in ``root``, which must not exist yet.
@@ -78,13 +77,14 @@ class Installer:
             OSError: a program cannot be started, a file cannot be written.
         """
         began = time.monotonic()
-        await self._make(root)
-        await self._fill(lock, site_packages(root), say, began)
-        await self._compile(lock, site_packages(root), say, began)
+        site = site_packages(root, lock)
+        await self._make(lock, root)
+        await self._fill(lock, site, say, began)
+        await self._compile(lock, site, say, began)
 
-    async def _make(self, root: Path) -> None:
+    async def _make(self, lock: Lock, root: Path) -> None:
         command = [*self.uv, "venv", "--quiet", "--offline", "--no-project", "--no-config"]
-        command += ["--no-python-downloads", "--python", self.python, str(root)]
+        command += ["--no-python-downloads", "--python", lock.python.path, str(root)]
         index = self.common.index("--cache-dir")
         command += self.common[index : index + 2]
         finished = await run(command, folder=self.scratch, environ=self.environ)
@@ -95,13 +95,16 @@ class Installer:
         pins = self.scratch / "lock.txt"
         await asyncio.to_thread(pins.write_text, lock.text, encoding="utf-8")
         command = [*self.uv, "pip", "install", "--no-deps", "--link-mode", "hardlink"]
-        command += ["--python", self.python, "--target", str(site), "--no-sources"]
+        command += ["--python", lock.python.path, "--target", str(site), "--no-sources"]
         command += [*self.common, *self.sources, "--requirements", str(pins)]
         downloads = _Downloads()
 
         async def watch(moment: Moment) -> None:
             if moment.line is not None:
                 downloads.note(moment.line)
+            else:
+                # Once a second: it ends before the room is used up that others need.
+                await asyncio.to_thread(self.check_room)
             self._tell(lock, downloads, moment, say, began)
 
         # Without network first: all of it may be in the cache, and then nothing is asked.
@@ -142,12 +145,20 @@ class Installer:
             seconds = round(time.monotonic() - began)
             say("environment_compiling", {"packages": len(lock.packages), "seconds": seconds})
 
-        shares = await asyncio.to_thread(_shares, site, min(_MOST_COMPILERS, os.cpu_count() or 1))
-        command = [self.python, "-I", "-S", "-m", "compileall", "-q"]
-        async with asyncio.TaskGroup() as group:
-            for share in shares:
-                # Its exit code says that some file is no valid Python; packages ship such.
-                group.create_task(self._run([*command, *share], watch))
+        shares = await asyncio.to_thread(_shares, site, min(_MOST_COMPILERS, usable_cores()))
+        command = [lock.python.path, "-I", "-S", "-m", "compileall", "-q"]
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(self._run([*command, *share], watch)) for share in shares
+                ]
+        except ExceptionGroup as failures:
+            # Each of them has the same cause, and who waits knows it by its own name only.
+            raise failures.exceptions[0] from failures
+        for finished in running:
+            # Its exit code says that some file is no valid Python; packages ship such.
+            if says_full(finished.result().output):
+                raise StepFailedError("disk_full")
 
 
 def _shares(site: Path, count: int) -> list[list[str]]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
-import sys
-import sysconfig
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from server.environments.plan import CPU
+from server.environments.pythons import Python, own_python
 from server.errors import StepFailedError
 
 if TYPE_CHECKING:
@@ -30,25 +28,31 @@ _FORMAT = 1
 _UNPINNED_SECONDS = 7 * 24 * 3600.0
 _CUDA_NAME = re.compile(r"nvidia-|cuda-|cupy-cuda|(?:pytorch-)?triton$|jax-cuda|onnxruntime-gpu$")
 _HARMLESS = frozenset({"nvidia-ml-py"})
+_PYTHON = "# python "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
     """The exact packages of one environment.
 
-    ``text`` has one ``name==version`` a line, ``digest`` covers it together with the Python
-    and the platform it is for, ``packages`` maps names to versions, ``device`` is ``cpu`` or
-    ``cuda``.
+    ``text`` has one ``name==version`` a line, below a line that names the Python if that is not
+    the service's own. ``digest`` covers it together with the Python and the platform it is for,
+    ``packages`` maps names to versions, ``device`` is ``cpu`` or ``cuda``.
     """
 
     text: str
     digest: str
     packages: dict[str, str]
     device: str
+    python: Python = field(default_factory=own_python)
 
 
-def lock_of(output: str, device: str) -> Lock:
-    """Make a lock from what the resolver wrote.
+def lock_of(
+    output: str, device: str, python: Python | None = None, *, names_python: bool = True
+) -> Lock:
+    """Make a lock from what the resolver wrote for an interpreter, by default the service's own.
+
+    Without ``names_python`` the interpreter was the service's own when the lock was made.
 
     Raises:
         StepFailedError: ``cuda_wheels_on_cpu``; ``environment_failed`` if it is no list of pins.
@@ -59,10 +63,20 @@ def lock_of(output: str, device: str) -> Lock:
         if content:
             name, version = _pin(content)
             packages[name] = version
-    text = "".join(f"{name}=={version}\n" for name, version in sorted(packages.items()))
-    lock = Lock(text=text, digest=_digest(text), packages=packages, device=device)
+    python = python or own_python()
+    is_named = names_python and python != own_python()
+    text = f"{_PYTHON}{python.version}\n" if is_named else ""
+    text += "".join(f"{name}=={version}\n" for name, version in sorted(packages.items()))
+    digest = hashlib.sha256(f"{python.platform}\n{text}".encode()).hexdigest()
+    lock = Lock(text=text, digest=digest, packages=packages, device=device, python=python)
     refuse_cuda_on_cpu(lock)
     return lock
+
+
+def python_named_in(text: str) -> str | None:
+    """Return the version of the Python that a lock is for, if it is not the service's own."""
+    first = text.partition("\n")[0]
+    return first.removeprefix(_PYTHON).strip() if first.startswith(_PYTHON) else None
 
 
 def refuse_cuda_on_cpu(lock: Lock) -> None:
@@ -117,25 +131,35 @@ class LockCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def key(self, plan: EnvironmentPlan, base: Sequence[str], sources: Sequence[str]) -> str:
+    def key(
+        self, plan: EnvironmentPlan, base: Sequence[str], sources: Sequence[str], python: Python
+    ) -> str:
         """Return the digest of everything that decides a resolution."""
         parts = {
             "format": _FORMAT,
             "device": plan.device,
             "requirements": [*sorted(base), *plan.requirements],
             "sources": list(sources),
-            "platform": _platform(),
+            "platform": python.platform,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def read(self, key: str, *, is_pinned: bool, stale: bool = False) -> Lock | None:
+    def open(self) -> None:
+        """Make the folder; remove what a killed service left half-written."""
+        self._folder.mkdir(exist_ok=True)
+        for left in self._folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def read(
+        self, key: str, python: Python, *, is_pinned: bool, stale: bool = False
+    ) -> Lock | None:
         """Return the lock of a plan, if it is known and (unless ``stale`` will do) fresh."""
         try:
             stored = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
             age = time.time() - float(stored["at"])
             if not (stale or is_pinned or 0 <= age < _UNPINNED_SECONDS):
                 return None
-            return lock_of(str(stored["text"]), str(stored["device"]))
+            return lock_of(str(stored["text"]), str(stored["device"]), python)
         except (OSError, ValueError, KeyError, TypeError, StepFailedError):
             return None
 
@@ -157,11 +181,15 @@ def write_whole(path: Path, content: str) -> None:
         OSError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _pin(content: str) -> tuple[str, str]:
@@ -180,12 +208,3 @@ def _is_cuda(name: str, version: str) -> bool:
     if name in _HARMLESS:
         return False
     return _CUDA_NAME.match(name) is not None or re.search(r"\+cu\d", version) is not None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(f"{_platform()}\n{text}".encode()).hexdigest()
-
-
-def _platform() -> str:
-    libc = "-".join(platform.libc_ver())
-    return f"{sys.implementation.cache_tag} {platform.python_version()} {sysconfig.get_platform()} {libc}"

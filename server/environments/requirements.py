@@ -20,31 +20,35 @@ _PATH = re.compile(r"[./\\~]|[A-Za-z]:[\\/]|.*\.(?:whl|zip|tar\.gz|tgz)(?:\s|$)"
 _SHOWN_CHARS = 80
 
 
-def parse_requirements(text: str) -> tuple[Requirement, ...]:
-    """Return the requirements that hold for this Python, their markers taken off.
+def parse_requirements(
+    text: str, python: str | None = None, file: str = "requirements.txt"
+) -> tuple[Requirement, ...]:
+    """Return the requirements that hold for a version of Python, their markers taken off.
+
+    It is the service's own where none is given. ``file`` is where the text comes from.
 
     Raises:
-        StepFailedError: ``requirement_refused`` (with ``line``, ``text`` and ``found``) for
+        StepFailedError: ``requirement_refused`` (with ``file``, ``line``, ``text`` and ``found``) for
             options, addresses, paths, direct references and what cannot be read;
             ``requirements_too_large`` and ``requirements_too_many_lines``.
     """
     if len(text) > MAX_CHARS:
-        raise StepFailedError("requirements_too_large", limit_kb=MAX_CHARS // 1024)
+        raise StepFailedError("requirements_too_large", file=file, limit_kb=MAX_CHARS // 1024)
     lines = text.splitlines()
     if len(lines) > MAX_LINES:
-        raise StepFailedError("requirements_too_many_lines", limit=MAX_LINES)
+        raise StepFailedError("requirements_too_many_lines", file=file, limit=MAX_LINES)
     parsed = []
     for number, line in enumerate(lines, 1):
         content = _COMMENT.sub("", line).strip()
         if content:
-            requirement = _parse(number, content)
-            if _applies(requirement):
+            requirement = _parse(file, number, content)
+            if _applies(requirement, python):
                 requirement.marker = None
                 parsed.append(requirement)
     return tuple(parsed)
 
 
-def _parse(number: int, content: str) -> Requirement:
+def _parse(file: str, number: int, content: str) -> Requirement:
     found = _forbidden(content)
     if found is None:
         try:
@@ -56,7 +60,7 @@ def _parse(number: int, content: str) -> Requirement:
                 return requirement
             found = "direct reference"
     raise StepFailedError(
-        "requirement_refused", line=number, text=content[:_SHOWN_CHARS], found=found
+        "requirement_refused", file=file, line=number, text=content[:_SHOWN_CHARS], found=found
     )
 
 
@@ -75,10 +79,21 @@ def _forbidden(content: str) -> str | None:
     return None
 
 
-def _applies(requirement: Requirement) -> bool:
+def _applies(requirement: Requirement, python: str | None) -> bool:
     if requirement.marker is None:
         return True
     try:
-        return requirement.marker.evaluate({"extra": ""})
+        return requirement.marker.evaluate({"extra": "", **_versions(python)})
     except UndefinedEnvironmentName:
         return False
+
+
+def _versions(python: str | None) -> dict[str, str]:
+    if python is None:
+        return {}
+    minor = ".".join(python.split(".")[:2])
+    return {
+        "python_version": minor,
+        "python_full_version": python,
+        "implementation_version": python,
+    }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.sandbox.descriptors import refuse_without_descriptors
 from server.sandbox.launch import dies_with_parent
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ async def run(
     Raises:
         OSError: it cannot be started.
     """
+    refuse_without_descriptors()
     process = await asyncio.create_subprocess_exec(
         *dies_with_parent(),
         *command,

@@ -1,25 +1,22 @@
-"""Entry of a model process: ``serve`` answers predictions, ``prove`` shows that they work."""
+"""Entry of a model process: ``serve`` answers predictions, ``prove`` shows that they work.
+
+``pack`` saves a proven model in a form whose weights all processes share. The process is confined by
+now, and bound to end with the service.
+"""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import logging
 import os
-import select
-import signal
 import socket
 import sys
 from typing import Any, Dict, NoReturn, Optional, Sequence
 
-_PR_SET_PDEATHSIG = 1
-_EXIT_ORPHANED = 1
-
 
 def main(argv: Optional[Sequence[str]] = None) -> NoReturn:
     """Run one model process to its end; never returns."""
-    _die_with_parent()
     private = _private_stdout()
     code = 1
     try:
@@ -51,6 +48,10 @@ def _run(arguments: argparse.Namespace, private: int) -> int:
         from server.model_server import prove
 
         return prove.run(spec, emit)
+    if arguments.command == "pack":
+        from server.model_server import packing
+
+        return packing.run(spec, emit)
     from server.model_server import serve
 
     return serve.run(
@@ -66,8 +67,9 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="server.model_server", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prove = commands.add_parser("prove", help="load the model, try it, print its passport")
+    pack = commands.add_parser("pack", help="save the model with weights that processes share")
     serve = commands.add_parser("serve", help="answer predictions on inherited sockets")
-    for command in (prove, serve):
+    for command in (prove, pack, serve):
         command.add_argument("--spec", required=True, help="JSON file that says what to run")
     serve.add_argument("--control-fd", type=int, required=True, help="private unix socket")
     serve.add_argument("--listen-fd", type=int, required=True, help="shared listening socket")
@@ -75,26 +77,6 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     serve.add_argument("--slot", type=int, default=0, help="this replica's place in it")
     prove.add_argument("--control-fd", type=int, help="not used")
     return parser.parse_args(argv)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process with its parent; already an orphan: end now."""
-    parent = os.getppid()
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent or _nobody_reads():
-        os._exit(_EXIT_ORPHANED)
-
-
-def _nobody_reads() -> bool:
-    """Whether the service is gone already, though the parent is there.
-
-    The parent may be a sandbox, which survives a service that ended while it was setting up.
-    """
-    watch = select.poll()
-    watch.register(1, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def _private_stdout() -> int:

@@ -1,10 +1,15 @@
-"""The names that a pickle of a scikit-learn model may refer to, and what each one becomes."""
+"""The names that a pickle of a scikit-learn model may refer to, and what each one becomes.
+
+XGBoost's and LightGBM's estimators speak scikit-learn's interface and belong to it.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Set, Tuple
 
+from server.model_server.evidence import package_of
 from server.model_server.failures import ModelFailure
 
 _Name = Tuple[str, str]
@@ -65,7 +70,7 @@ _SKLEARN: FrozenSet[_Name] = frozenset(
     | _names("sklearn.tree._tree", "Tree")
     | _names("sklearn.ensemble._hist_gradient_boosting.predictor", "TreePredictor")
     | _names("sklearn._loss.link", "Interval")
-    | _names("sklearn._loss._loss", "__pyx_unpickle_CyHalfMultinomialLoss")
+    | _names("sklearn._loss._loss", "__pyx_unpickle_CyHalfMultinomialLoss CyHalfMultinomialLoss")
     | _names("sklearn.linear_model._sgd_fast", "Hinge ModifiedHuber SquaredHinge Log SquaredLoss")
     | _names("sklearn.linear_model._sgd_fast", "Huber EpsilonInsensitive SquaredEpsilonInsensitive")
     | _names("sklearn.linear_model._sgd_fast", "__pyx_unpickle_Classification")
@@ -89,6 +94,16 @@ _SKLEARN: FrozenSet[_Name] = frozenset(
     | _names("sklearn.metrics._scorer", "_Scorer _PredictScorer _ProbaScorer _ThresholdScorer")
     | _names("sklearn.metrics._scorer", "_PassthroughScorer _MultimetricScorer _CurveScorer")
 )
+
+_BOOSTING: FrozenSet[_Name] = frozenset(
+    _names("xgboost.sklearn", "XGBClassifier XGBRegressor XGBRanker XGBRFClassifier XGBRFRegressor")
+    | _names("lightgbm.sklearn", "LGBMClassifier LGBMRegressor LGBMRanker")
+)
+
+_BOOSTERS: FrozenSet[_Name] = frozenset(
+    {("xgboost.core", "Booster"), ("lightgbm.basic", "Booster")}
+)
+"""Classes that are only given their state: made with arguments they would read files."""
 
 _FAMILIES: Dict[str, Tuple[str, ...]] = {
     "sklearn._loss.loss": ("BaseLoss",),
@@ -126,12 +141,25 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
 
 def _bare_object(cls: Any, base: Any, state: Any) -> Any:
     """``copyreg._reconstructor`` for plain objects and containers."""
+    cls = getattr(cls, "bare_kind", cls)
     if base not in (object, dict, list, tuple, set, str, int, float):
         raise ModelFailure("unsafe_pickle", name="copyreg._reconstructor")
     made = base.__new__(cls) if base is object else base.__new__(cls, state)
     if base is not object and base.__init__ is not object.__init__:
         base.__init__(made, state)
     return made
+
+
+def _without_arguments(kind: Any) -> Any:
+    """Return what makes objects of a class as unpickling does, and not as a call does."""
+
+    class Bare:
+        bare_kind = kind
+
+        def __new__(cls) -> Any:
+            return kind.__new__(kind)
+
+    return Bare
 
 
 class AllowedGlobals:
@@ -150,7 +178,8 @@ class AllowedGlobals:
         """Return the object behind a name of the list.
 
         Raises:
-            ModelFailure: ``unsafe_pickle`` for any other name, ``sklearn_name_missing`` where
+            ModelFailure: ``unsafe_pickle`` for any other name, ``module_missing`` where its
+                package is not installed, ``sklearn_name_missing`` where
                 the installed scikit-learn does not have an otherwise acceptable one.
         """
         if module == "__builtin__":
@@ -158,12 +187,15 @@ class AllowedGlobals:
         wanted = (module, name)
         if wanted in self._replaced:
             return self._replaced[wanted]
-        if wanted in _PLAIN or wanted in _NUMPY or wanted in _SCIPY or wanted in _SKLEARN:
+        if any(wanted in names for names in (_PLAIN, _NUMPY, _SCIPY, _SKLEARN, _BOOSTING)):
             return self._attribute(module, name)
+        if wanted in _BOOSTERS:
+            return _without_arguments(self._attribute(module, name))
         if wanted == ("numpy", "memmap"):
             # The type of an array that was mapped when it was saved: it is read as a plain one.
             return self._attribute("numpy", "ndarray")
-        if "." not in name and _REFUSED_PARTS.isdisjoint((*module.split("."), name)):
+        parts = (*module.split("."), name)
+        if all(part.isidentifier() for part in parts) and _REFUSED_PARTS.isdisjoint(parts):
             found = self._by_kind(module, name)
             if found is not None:
                 return found
@@ -185,8 +217,11 @@ class AllowedGlobals:
                 return getattr(importlib.import_module(candidate), name)
             except (ImportError, AttributeError):
                 continue
-        if module.partition(".")[0] not in ("sklearn", "numpy", "scipy"):
+        package = module.partition(".")[0]
+        if package not in _PACKAGES:
             raise _unsafe(module, name)
+        if importlib.util.find_spec(package) is None:
+            raise ModelFailure("module_missing", module=package, package=package_of(package))
         raise ModelFailure("sklearn_name_missing", name=_shown(module, name))
 
     def _ufunc(self, module: str, name: str) -> Any:
@@ -195,6 +230,8 @@ class AllowedGlobals:
             raise _unsafe(module, name)
         return found
 
+
+_PACKAGES = ("sklearn", "numpy", "scipy", "xgboost", "lightgbm")
 
 _UFUNC_HOMES = frozenset(
     {

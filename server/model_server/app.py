@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from typing import Any, Dict, Mapping, Optional, Set
 import orjson
 
 from metrics.instruments import InferenceInstruments
+from metrics.names import OVERLOAD_STATUSES
 from server.model_server import encodings, protocol
+from server.model_server.admission import Admission
 from server.model_server.batching import Batcher
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.protocol import InferCodec, InferRequest
@@ -33,7 +34,6 @@ from server.model_server.targets import (
 logger = logging.getLogger(__name__)
 
 SERVER_VERSION = "0.1.0"
-SECRET_HEADER = "X-Persephone-Secret"  # noqa: S105 - a header's name
 BINARY_HEADER = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics")
 _BODIES_HELD = 4
@@ -57,15 +57,20 @@ class Served:
     @property
     def takes_fp64(self) -> bool:
         """Whether FP64 is taken for every numeric input."""
-        return self.spec.kind == "sklearn"
+        return self.spec.kind in ("sklearn", "skops")
 
 
 class Application:
     """Answers requests; knows how many are under way and whether it is draining."""
 
-    def __init__(self, served: Served, answers: Answers) -> None:
+    def __init__(
+        self, served: Served, answers: Answers, admission: Optional[Admission] = None
+    ) -> None:
         spec = served.spec
         self._served = served
+        self._admission = admission
+        # Heads that were checked bear it.
+        self._era = object()
         self._answers = answers
         self._batcher = served.batcher
         self._instruments = served.instruments
@@ -92,6 +97,10 @@ class Application:
             self._rest = asyncio.get_running_loop().create_future()
             await self._rest
 
+    def forget_checks(self) -> None:
+        """Check every head anew: others may be let in than before."""
+        self._era = object()
+
     # ── the connections' side
 
     def head(self, request: Request) -> Optional[Response]:
@@ -99,13 +108,13 @@ class Application:
         self.in_flight += 1
         head = request.head
         try:
-            if not head.is_checked:
+            if head.era is not self._era:
                 head.target = self._known.get(head.path) or target_of(head.path)
             if _is_prediction(head):
                 self._instruments.in_progress.inc()
-            if not head.is_checked:
+            if head.era is not self._era:
                 self._check(head)
-                head.is_checked = True
+                head.era = self._era
             if self._batcher.is_stuck and head.method == "POST":
                 raise ModelFailure("replica_restarting")
             if self._batcher.is_full and head.method == "POST":
@@ -128,15 +137,23 @@ class Application:
 
     def finished(self, request: Request, status: Optional[int]) -> None:
         """Count a request's end; the caller has its answer, or is gone."""
+        was_given, request.job = request.job is not None, None
         self.in_flight -= 1
         if _is_prediction(request.head):
             self._instruments.in_progress.dec()
             if status is not None:
                 self._instruments.observe(
-                    _CLASSES[status // 100], time.perf_counter() - request.began
+                    _CLASSES[status // 100],
+                    time.perf_counter() - request.began if was_given else None,
+                    overloaded=status in OVERLOAD_STATUSES,
                 )
         if not self.in_flight and self._rest is not None and not self._rest.done():
             self._rest.set_result(None)
+
+    def abandoned(self, request: Request) -> None:
+        """Do not predict it after a long wait: most likely nobody would read the answer."""
+        if request.job is not None:
+            request.job.is_left = True
 
     def hold(self, size: int) -> bool:
         """Take room for a body's bytes; False if there is none. Negative gives it back."""
@@ -150,13 +167,16 @@ class Application:
     def _check(self, head: Head) -> None:
         """Judge what stays the same however often a head comes."""
         spec, target = self._served.spec, head.target
-        if spec.secret is not None:
-            _identify(head, spec.secret)
+        if self._admission is not None:
+            self._admission.check(head.headers)
         if target is None:
             raise Refusal(404, "route_unknown")
         if target == STATISTICS_OF_ALL and target.model not in spec.names:
             head.target = target = Target("stats", spec.names[0])
         if target.model and target.model not in spec.names:
+            if self.is_draining:
+                # Another run may have taken over, and a kept connection still leads to this one.
+                raise Refusal(421, "model_moved", found=target.model)
             raise Refusal(404, "model_unknown", found=target.model, expected=", ".join(spec.names))
         if target.version and target.version != spec.version:
             raise Refusal(404, "model_version_unknown", found=target.version, expected=spec.version)
@@ -223,7 +243,11 @@ class Application:
 
     async def _unpack(self, request: Request, encoding: str) -> None:
         inflate = partial(encodings.inflate, request.body, encoding, self.body_limit)
-        request.body = await asyncio.get_running_loop().run_in_executor(None, inflate)
+        body = await asyncio.get_running_loop().run_in_executor(None, inflate)
+        if not self.hold(len(body)):
+            raise ModelFailure("replica_overloaded")
+        request.held += len(body)
+        request.body = body
         self._predict(request)
 
     def _predict(self, request: Request) -> None:
@@ -234,6 +258,9 @@ class Application:
         self._statistics.read(time.perf_counter() - began)
 
         def done(answer: Optional[Mapping[str, Any]], error: Optional[Exception]) -> None:
+            if isinstance(error, BadInputError):
+                # The model was never run on it.
+                request.job = None
             try:
                 if answer is None:
                     raise error or ModelFailure("model_raised")
@@ -241,7 +268,7 @@ class Application:
             except Exception as failure:  # noqa: BLE001 - every fault has an answer in JSON
                 self._refuse(request, failure)
 
-        self._batcher.submit(asked.inputs, asked.outputs, done)
+        request.job = self._batcher.submit(asked.inputs, asked.outputs, done)
 
     def _write(self, request: Request, asked: InferRequest, answer: Mapping[str, Any]) -> None:
         began = time.perf_counter()
@@ -293,16 +320,6 @@ class Application:
 
 def _is_prediction(head: Head) -> bool:
     return head.method == "POST" and head.target is not None and head.target.action == "infer"
-
-
-def _identify(head: Head, secret: str) -> None:
-    given = head.headers.get(SECRET_HEADER.lower().encode(), b"")
-    if not hmac.compare_digest(given, secret.encode()):
-        raise Refusal(
-            401,
-            "inference_needs_identification",
-            headers={"WWW-Authenticate": 'Bearer realm="persephone"'},
-        )
 
 
 def _encoding_of(head: Head) -> str:

@@ -28,6 +28,8 @@ QUEUE_LIMIT = 128
 """Predictions that may wait for a thread; one more is refused as overload."""
 INLINE_LIMIT = 1024
 """Predictions that may come in one turn of the event loop, where they take no thread."""
+LEFT_SECONDS = 1.0
+"""How long a request waits for its turn after which it is dropped if its client seems gone."""
 GRACE_SECONDS = 5.0
 """How long a thread may stay with a prediction after its deadline."""
 _WATCH_SECONDS = 0.5
@@ -121,7 +123,7 @@ class Batcher:
         done: Done,
         *,
         counts: bool = True,
-    ) -> None:
+    ) -> Job:
         """Take one request; ``done`` is called later, with its answer or its failure.
 
         ``counts`` says whether the statistics know of it.
@@ -149,13 +151,14 @@ class Batcher:
             if not self._turn:
                 self._loop.call_soon(self._run_turn)
             self._turn.append(job)
-            return
+            return job
         self._jobs[job] = None
         if self._deadline is None:
             self._deadline = self._loop.call_later(self._seconds, self._expire)
         with self._wakes:
             self._waiting.append(job)
             self._wakes.notify()
+        return job
 
     async def predict(
         self, inputs: Mapping[str, Any], outputs: Optional[Sequence[str]] = None
@@ -235,19 +238,29 @@ class Batcher:
     def _take(self) -> List[Job]:
         """Take the first that waits, and those behind it that fit together with it."""
         first = self._waiting.popleft()
-        group = [] if first.is_over else [first]
+        group = [] if self._is_idle(first) else [first]
         room = self._plan.max_rows - first.rows
         if not group or first.key is None or room <= 0 or not self._waiting:
             return group
         left: Deque[Job] = deque()
         for job in self._waiting:
-            if job.key == first.key and job.rows <= room and not job.is_over:
+            if job.key != first.key or job.rows > room:
+                left.append(job)
+            elif not self._is_idle(job):
                 group.append(job)
                 room -= job.rows
-            else:
-                left.append(job)
         self._waiting = left
         return group
+
+    def _is_idle(self, job: Job) -> bool:
+        """Whether there is no use in running a job: it has ended, or nobody reads its answer.
+
+        A client that has only ended its own side reads that there was too much to do.
+        """
+        if job.is_left and time.perf_counter() - job.came > LEFT_SECONDS:
+            self._tell(self._end, job, None, ModelFailure("replica_overloaded"))
+            return True
+        return job.is_over
 
     def _tell(self, callback: Callable[..., None], *values: Any) -> bool:
         try:

@@ -11,7 +11,13 @@ import numpy as np
 
 from server.model_server import tensors
 from server.model_server.failures import BadInputError, ModelFailure
-from server.model_server.runtimes.arrays import BFLOAT16, NUMPY_NAMES, datatype_of, numpy_dtype
+from server.model_server.runtimes.arrays import (
+    NUMPY_NAMES,
+    bfloat16,
+    datatype_of,
+    is_bfloat16,
+    numpy_dtype,
+)
 from server.model_server.runtimes.base import TensorSpec
 
 _IS_LITTLE = sys.byteorder == "little"
@@ -20,10 +26,10 @@ _COPIED_BYTES = 64 * 1024
 """An answer up to this size is copied out of its array; a larger one is sent from there."""
 
 _LITTLE: Dict[str, Any] = {
-    datatype: numpy_dtype(datatype).newbyteorder("<") for datatype in NUMPY_NAMES
+    # The foreign type is not swapped, and is read as the whole number of its bits instead.
+    datatype: np.dtype("<u2" if datatype == "BF16" else name).newbyteorder("<")
+    for datatype, name in NUMPY_NAMES.items()
 }
-# The foreign type is not swapped, and is read as the whole number of its bits instead.
-_LITTLE["BF16"] = np.dtype("<u2")
 
 
 def decode(data: memoryview, spec: TensorSpec, datatype: str, shape: Tuple[int, ...]) -> Any:
@@ -55,7 +61,7 @@ def decode(data: memoryview, spec: TensorSpec, datatype: str, shape: Tuple[int, 
     if datatype == "BOOL":
         _check_booleans(array, name)
     elif datatype == "BF16":
-        array = array.astype(np.uint16, copy=False).view(BFLOAT16)
+        array = array.astype(np.uint16, copy=False).view(bfloat16())
     elif not dtype.isnative:
         array = array.astype(numpy_dtype(datatype))
     return tensors.reshaped(array, spec, shape)
@@ -85,7 +91,7 @@ def encode(name: str, value: Any) -> Tuple[Dict[str, Any], Any]:
 
 def packed(array: Any) -> Any:
     """Return the bytes of an array of numbers, little-endian and in row order."""
-    if array.dtype == BFLOAT16:
+    if is_bfloat16(array.dtype):
         array = array.view(np.uint16)
     if _IS_LITTLE and array.nbytes <= _COPIED_BYTES and array.dtype.isnative:
         return array.tobytes()

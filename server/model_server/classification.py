@@ -9,7 +9,7 @@ import numpy as np
 
 from server.model_server import tensors
 from server.model_server.failures import BadInputError, ModelFailure
-from server.model_server.runtimes.arrays import BFLOAT16, are_finite, is_float
+from server.model_server.runtimes.arrays import are_finite, is_bfloat16, is_float
 from server.model_server.runtimes.base import TensorSpec
 
 
@@ -38,7 +38,7 @@ def classify(spec: TensorSpec, value: Any, count: int) -> Any:
     """
     array = np.asarray(value)
     is_one = array.ndim == 1 and spec.shape is not None and _is_one_list(spec.shape)
-    is_number = array.dtype.kind in "iuf" or array.dtype == BFLOAT16
+    is_number = array.dtype.kind in "iuf" or is_bfloat16(array.dtype)
     if not is_number or (array.ndim < 2 and not is_one):
         raise _unsupported(spec.name, array.dtype.name, array.shape)
     if is_float(array.dtype) and not are_finite(array).all():
@@ -51,7 +51,7 @@ def classify(spec: TensorSpec, value: Any, count: int) -> Any:
 
 def _highest(rows: Any, count: int) -> Any:
     # Ascending and stable from the far end: read backwards, equal values keep their order.
-    order = rows[:, ::-1].astype(np.float32) if rows.dtype == BFLOAT16 else rows[:, ::-1]
+    order = rows[:, ::-1].astype(np.float32) if is_bfloat16(rows.dtype) else rows[:, ::-1]
     places = rows.shape[1] - 1 - np.argsort(order, axis=1, kind="stable")[:, ::-1][:, :count]
     answer: Any = np.empty((len(rows), count), dtype=object)
     for row, chosen in enumerate(places.tolist()):

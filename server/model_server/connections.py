@@ -8,6 +8,14 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Optional
 
+from server.model_server.deadlines import (
+    HEADER_SECONDS,
+    KEEPALIVE_SECONDS,
+    LINGER_SECONDS,
+    WRITE_SECONDS,
+    is_body_late,
+    is_reader_gone,
+)
 from server.model_server.reading import KnownHeads, RequestReader
 from server.model_server.refusals import Answers, Refusal
 from server.model_server.requests import Handler, Heads, Request, Response
@@ -15,19 +23,6 @@ from server.model_server.sockets import unread
 
 logger = logging.getLogger(__name__)
 
-HEADER_SECONDS = 10.0
-"""From the first byte of a request's head to its last."""
-KEEPALIVE_SECONDS = 40.0
-"""How long a silent connection is kept; gateways have to let go sooner."""
-BODY_IDLE_SECONDS = 15.0
-"""Longest pause between two pieces of a body."""
-BODY_SLOW_AFTER_SECONDS = 30.0
-"""From here on a body has to keep up with ``BYTES_PER_SECOND`` on average."""
-BYTES_PER_SECOND = 8192
-WRITE_SECONDS = 15.0
-"""A client that reads less than ``BYTES_PER_SECOND`` of an answer for so long is given up."""
-LINGER_SECONDS = 5.0
-"""How long a refused client may go on sending before it is cut off, so that it reads why."""
 _MAX_PIPELINED = 16
 _SMALL_BYTES = 64 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -85,16 +80,21 @@ class Connection:
         for request in self._waiting:
             self._release(request)
         self._waiting.clear()
-        # What is being predicted is finished when its answer comes, which then goes nowhere.
-        if self._current is not None and self._status:
-            self._finish()
+        if self._current is not None:
+            # What is being predicted is finished when its answer comes, which then goes nowhere.
+            if self._status:
+                self._finish()
+            else:
+                self._handler.abandoned(self._current)
 
     def data_arrived(self, data: bytes, now: float, arrived: float) -> None:
         """Read requests; a request's clock starts with the arrival of its first byte."""
         if self._is_deaf:
             return
-        self._last = now
         reader = self._reader
+        if reader.request is not None or data.lstrip(b"\r\n"):
+            # Empty lines between requests keep nobody's connection.
+            self._last = now
         try:
             reader.feed(data, now, arrived)
         except Refusal as refusal:
@@ -112,6 +112,8 @@ class Connection:
         if self._reader.request is not None:
             self._transport.abort()
             return False
+        if self._current is not None and not self._status:
+            self._handler.abandoned(self._current)
         return self._current is not None or self._is_writing
 
     def pause_writing(self) -> None:
@@ -148,8 +150,7 @@ class Connection:
         if not self._is_judged:
             self._wait(request)
             return
-        self._is_judged = False
-        self._current = request
+        self._is_judged, self._current = False, request
         self._handler.handle(request)
 
     # ── requests on their way
@@ -191,15 +192,15 @@ class Connection:
             return None
         if expectation.strip().lower() == "100-continue":
             return None
-        return self._answers.refuse(
-            request.head, Refusal(417, "expectation_unsupported", found=expectation)
-        )
+        refusal = Refusal(417, "expectation_unsupported", found=expectation)
+        response = self._answers.refuse(request.head, refusal)
+        response.closes = True  # what stands behind it means the same however it came
+        return response
 
     def _reject(self, request: Request, response: Response) -> None:
         """Answer a request whose body is not read to its end."""
         self._current = request
-        self._is_judged = False
-        self._is_deaf = True
+        self._is_judged, self._is_deaf = False, True
         self._reader.forget()
         response.closes = True
         self.answer(request, response)
@@ -280,8 +281,7 @@ class Connection:
 
     def _finish(self) -> None:
         request, status = self._current, self._status
-        self._current = None
-        self._status = 0
+        self._current, self._status = None, 0
         if request is None:
             return
         if request.held:
@@ -350,9 +350,7 @@ class Connection:
     def _watch_reading(self, now: float) -> None:
         reader = self._reader
         if reader.request is not None:
-            taken = now - reader.began
-            is_slow = taken > BODY_SLOW_AFTER_SECONDS and reader.size < taken * BYTES_PER_SECOND
-            if is_slow or now - self._last > BODY_IDLE_SECONDS:
+            if is_body_late(now, reader.began, self._last, reader.size):
                 self._refuse(Refusal(408, "request_too_slow"))
         elif reader.in_head:
             if now - reader.began > HEADER_SECONDS:
@@ -365,15 +363,20 @@ class Connection:
         if now - since < WRITE_SECONDS:
             return
         left = self._transport.get_write_buffer_size()
-        if left > before - BYTES_PER_SECOND * (now - since):
-            self._transport.abort()
-            return
         self._left_at = (now, left)
+        if is_reader_gone(now, since, before, left):
+            self._transport.abort()
+
+    @property
+    def waits_since(self) -> Optional[float]:
+        """When it fell silent; None while a request is under way, and once it is closed."""
+        is_busy = self._reader.request or self._current or self._waiting or self._is_writing
+        is_open = self._transport is not None and not self._transport.is_closing()
+        return self._last if is_open and not is_busy else None
 
     def close_idle(self) -> None:
         """Close the connection unless a request is under way or already waits to be read."""
-        is_busy = self._reader.in_head or self._reader.request or self._current or self._waiting
-        if self._transport is None or is_busy or self._is_writing or unread(self._descriptor()):
+        if self.waits_since is None or self._reader.in_head or unread(self._descriptor()):
             return
         self._transport.close()
 

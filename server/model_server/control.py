@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Awaitable, Callable, Dict, Mapping, Optional, Protocol, Set, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple
 
 import orjson
 
@@ -21,6 +21,9 @@ class Controlled(Protocol):
     def state(self) -> Dict[str, Any]:
         """Say where the replica is in its life."""
 
+    def renew(self, tokens: Mapping[str, Any]) -> List[str]:
+        """Take the tokens that predict from now on; return which were used lately."""
+
     def metrics(self) -> str:
         """Return its figures in Prometheus' text format."""
 
@@ -37,7 +40,7 @@ class Controlled(Protocol):
         """End the process."""
 
 
-_Order = Callable[[], Awaitable[Response]]
+_Order = Callable[[bytes], Awaitable[Response]]
 
 
 class ControlApplication:
@@ -53,6 +56,7 @@ class ControlApplication:
         self._orders: Dict[Tuple[str, str], _Order] = {
             ("GET", "/state"): self._state,
             ("GET", "/metrics"): self._metrics,
+            ("POST", "/tokens"): self._tokens,
             ("POST", "/ready"): self._ready,
             ("POST", "/accept"): self._accept,
             ("POST", "/drain"): self._drain,
@@ -75,8 +79,11 @@ class ControlApplication:
         if status == 200 and (request.head.method, request.head.path) == ("POST", "/exit"):
             self._replica.end()
 
+    def abandoned(self, request: Request) -> None:
+        """Carry the order out all the same."""
+
     def hold(self, size: int) -> bool:
-        """Take any body: orders have none that matters."""
+        """Take any body of the size of an order's."""
         return size <= _BODY_LIMIT
 
     async def _carry_out(self, request: Request) -> None:
@@ -87,7 +94,7 @@ class ControlApplication:
         try:
             if order is None:
                 raise Refusal(404, "route_unknown")
-            return await order()
+            return await order(request.body)
         except ModelFailure as failure:
             params = {"evidence": failure.evidence, **failure.params}
             status = 409 if failure.code == "replica_drained" else 503
@@ -97,26 +104,32 @@ class ControlApplication:
         except Exception as error:  # noqa: BLE001 - every fault has an answer in JSON
             return self._answers.refuse(request.head, refusal_of(error))
 
-    async def _state(self) -> Response:
+    async def _state(self, _body: bytes) -> Response:
         return _json(self._replica.state())
 
-    async def _metrics(self) -> Response:
+    async def _metrics(self, _body: bytes) -> Response:
         text = self._replica.metrics().encode()
         return Response(200, (text,), content_type=CONTENT_TYPE)
 
-    async def _ready(self) -> Response:
+    async def _tokens(self, body: bytes) -> Response:
+        try:
+            return _json({"used": self._replica.renew(orjson.loads(body))})
+        except ValueError:
+            raise Refusal(400, "request_malformed") from None
+
+    async def _ready(self, _body: bytes) -> Response:
         await self._replica.warm_up()
         return _json({})
 
-    async def _accept(self) -> Response:
+    async def _accept(self, _body: bytes) -> Response:
         self._replica.accept()
         return _json({})
 
-    async def _drain(self) -> Response:
+    async def _drain(self, _body: bytes) -> Response:
         await self._replica.drain()
         return _json({})
 
-    async def _exit(self) -> Response:
+    async def _exit(self, _body: bytes) -> Response:
         return _json({})
 
 

@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import re
+from typing import Optional
 
-LIMIT = 300
-"""Longest line that is kept, in characters."""
+from server.scrubbing import scrubbed
 
-_PATH = re.compile(r"(?<![\w/.])(?:[A-Za-z]:\\|/)[^\s'\":,;()<>|]*")
-_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
-_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_CAUSES = 8
+# What onnxruntime, torch, CUDA and C++ say; none of them raises Python's own error.
+_NO_MEMORY = re.compile(
+    r"out of memory|bad_alloc|[Ff]ailed to allocate memory|can't allocate memory|not enough memory"
+    r"|OUT_OF_MEMORY|smaller than requested bytes"
+)
 
 
-def scrub(text: str) -> str:
-    """Remove paths, addresses and control characters, and cut to ``LIMIT`` characters."""
-    text = _ADDRESS.sub("0x…", _PATH.sub("…", _CONTROL.sub(" ", text)))
-    text = " ".join(text.split())
-    return text if len(text) <= LIMIT else text[: LIMIT - 1] + "…"
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that the processor's or the GPU's memory is used up."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+"""Modules whose packages are called otherwise."""
+
+
+def package_of(module: str) -> str:
+    """Return what a requirements file calls the package that a module comes with."""
+    return _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+
+
+def missing_module(error: Optional[BaseException]) -> str:
+    """Return the package that an exception says is not there, as it is imported, or nothing.
+
+    Libraries put such an error into one of their own, so what it was raised from counts, too.
+    """
+    for _ in range(_CAUSES):
+        if error is None:
+            break
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return scrubbed(error.name.partition(".")[0])[:100]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def one_line(error: BaseException) -> str:
@@ -31,4 +65,4 @@ def one_line(error: BaseException) -> str:
     chosen = lines[0]
     if "TorchScript" in chosen or chosen.startswith("Traceback"):
         chosen = lines[-1]
-    return scrub(f"{type(error).__name__}: {chosen}")
+    return scrubbed(f"{type(error).__name__}: {chosen}")

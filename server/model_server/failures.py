@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
+
+from server.model_server.evidence import missing_module, one_line, package_of
 
 
 class ModelFailure(Exception):  # noqa: N818 - the design's word: a failure has a code
@@ -16,6 +18,15 @@ class ModelFailure(Exception):  # noqa: N818 - the design's word: a failure has 
         self.code = code
         self.params = params
         self.evidence = evidence
+
+
+def named_absence(error: BaseException) -> Optional[ModelFailure]:
+    """Return ``module_missing`` if an exception comes from a module that is not installed."""
+    module = missing_module(error)
+    if not module:
+        return None
+    package = package_of(module)
+    return ModelFailure("module_missing", evidence=one_line(error), module=module, package=package)
 
 
 class BadInputError(Exception):

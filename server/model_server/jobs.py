@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from server.model_server.batches import Key, joined, parted
-from server.model_server.evidence import one_line
+from server.model_server.evidence import is_out_of_memory, one_line
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.runtimes.base import Runtime
 
@@ -28,6 +28,7 @@ class Job:
         "counts",
         "done",
         "inputs",
+        "is_left",
         "is_over",
         "key",
         "outputs",
@@ -51,6 +52,8 @@ class Job:
         self.came = time.perf_counter()
         self.started = 0.0
         self.is_over = False
+        # Whether its client says nothing any more, and most likely is gone.
+        self.is_left = False
 
 
 def grouped(jobs: Sequence[Job], max_rows: int) -> List[List[Job]]:
@@ -103,7 +106,7 @@ def guarded(call: Callable[[], Any]) -> Result:
         return None, error
     # A model that calls sys.exit must not end the thread either.
     except BaseException as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             return None, ModelFailure("model_out_of_memory")
         logger.warning("the model raised", exc_info=True)
         return None, ModelFailure("model_raised", evidence=one_line(error))

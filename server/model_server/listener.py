@@ -111,6 +111,9 @@ class Listener:
     def _sweep(self) -> None:
         self._heads.refresh()
         self._part()
+        if self._wanted and not self._reading:
+            # All were busy, and one may be so no more.
+            self._changed()
         now = time.perf_counter()
         for connection in list(self._open):
             connection.sweep(now)
@@ -124,8 +127,9 @@ class Listener:
             self._poll()
 
     def _poll(self) -> None:
-        """Watch the socket while connections are wanted and there is room for them."""
-        wanted = self._wanted and self.connections < MAX_CONNECTIONS
+        """Watch the socket while connections are wanted and there is room, or can be made."""
+        is_full = self.connections >= MAX_CONNECTIONS
+        wanted = self._wanted and not (is_full and self._idlest() is None)
         if wanted and not self._reading:
             self._loop.add_reader(self._socket.fileno(), self._accept)
         elif self._reading and not wanted:
@@ -145,6 +149,17 @@ class Listener:
         chosen = random.sample(list(self._open), min(surplus, len(self._open)))
         for connection in self._open:
             connection.is_parting = connection in chosen
+
+    def _idlest(self) -> Optional[Connection]:
+        """Return the connection that has been silent longest, if one waits for its next request."""
+        waiting = [(since, one) for one in self._open if (since := one.waits_since) is not None]
+        return min(waiting, key=lambda each: each[0])[1] if waiting else None
+
+    def _make_room(self) -> None:
+        """At the limit let go of whoever was silent longest, so that silence keeps nobody out."""
+        idlest = self._idlest() if self.connections >= MAX_CONNECTIONS else None
+        if idlest is not None:
+            idlest.abort()
 
     def _pause(self, seconds: float) -> None:
         """Look away for a while: the readable socket would wake us without end."""
@@ -167,6 +182,7 @@ class Listener:
                 self._pause(_RETRY_ACCEPT_SECONDS)
                 return
             self._yielded = 0.0
+            self._make_room()
             Wire(self._loop, accepted, self._connection())
             self._changed()
 

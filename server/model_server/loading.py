@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from typing import Tuple
+from typing import Optional, Tuple
 
-from server.model_server.evidence import one_line
-from server.model_server.failures import ModelFailure
+from server.model_server.evidence import is_out_of_memory, one_line
+from server.model_server.failures import ModelFailure, named_absence
+from server.model_server.packed import found_in
 from server.model_server.protocol import signature_of
 from server.model_server.runtimes.base import Loaded, Runtime
 from server.model_server.runtimes.registry import create
@@ -35,14 +36,20 @@ def load_model(spec: ModelSpec) -> Tuple[Runtime, Loaded]:
     runtime = create(spec.kind)
     try:
         threads = plan_for(spec, runtime).framework_threads
-        loaded = runtime.load(spec.path, device=spec.device, threads=threads)
+        loaded = _load_packed(spec, runtime, threads) or runtime.load(
+            spec.path, device=spec.device, threads=threads
+        )
     except ModelFailure:
         raise
     except MemoryError as error:
         raise ModelFailure("model_memory_exceeded", evidence=one_line(error)) from error
     except ImportError as error:
-        raise ModelFailure("framework_missing", kind=spec.kind, evidence=one_line(error)) from error
+        raise named_absence(error) or ModelFailure(
+            "framework_missing", kind=spec.kind, evidence=one_line(error)
+        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelFailure("model_memory_exceeded", evidence=one_line(error)) from error
         logger.exception("the model could not be loaded")
         raise ModelFailure("model_load_failed", evidence=one_line(error)) from error
     loaded = _checked_device(spec, loaded)
@@ -51,6 +58,17 @@ def load_model(spec: ModelSpec) -> Tuple[Runtime, Loaded]:
         runtime.adopt(proven)
         loaded = dataclasses.replace(loaded, signature=proven)
     return runtime, loaded
+
+
+def _load_packed(spec: ModelSpec, runtime: Runtime, threads: int) -> Optional[Loaded]:
+    folder = found_in(spec.packed)
+    if folder is None or spec.device != "cpu":
+        return None
+    try:
+        return runtime.load_packed(spec.path, folder, threads=threads)
+    except Exception as error:  # noqa: BLE001 - the model itself is there, too
+        logger.warning("the packed form cannot be used: %s", one_line(error))
+        return None
 
 
 def plan_for(spec: ModelSpec, runtime: Runtime) -> Plan:

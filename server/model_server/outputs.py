@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+import numpy as np
 import orjson
 
 from server.model_server import binary, tensors
 from server.model_server.classification import classify
 from server.model_server.failures import ModelFailure
-from server.model_server.runtimes.arrays import BFLOAT16, DATATYPES, numpy_dtype
+from server.model_server.runtimes.arrays import DATATYPES
 from server.model_server.runtimes.base import Signature, TensorSpec
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _MAX_HEADS = 512
 """How many beginnings of tensors are kept; there is one for each shape that was answered."""
 
-_SAME_SIZE = frozenset(numpy_dtype(datatype) for datatype in DATATYPES.values())
-"""Types of which each element takes the same number of bytes."""
-
-_DIRECT = _SAME_SIZE - {numpy_dtype("FP16"), BFLOAT16}
+_DIRECT = frozenset(np.dtype(name) for name in DATATYPES if name not in ("float16", "bfloat16"))
 """Types whose arrays become JSON as they are."""
 
 _Head = Tuple[str, Any, Tuple[int, ...]]
@@ -132,7 +130,8 @@ class AnswerWriter:
             described, data = binary.encode(name, array)
             pieces.append(data)
             entry = orjson.dumps(described)
-            if array.dtype in _SAME_SIZE and len(self._entries) < _MAX_HEADS:
+            # Of text each element has a size of its own.
+            if array.dtype.name in DATATYPES and len(self._entries) < _MAX_HEADS:
                 self._entries[key] = entry
         parts.append(entry)
 

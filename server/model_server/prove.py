@@ -7,19 +7,23 @@ import platform
 import resource
 import sys
 import time
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
 
 from server.model_server import tensors
 from server.model_server.batch_proof import prove_batching
+from server.model_server.batches import rows_of
 from server.model_server.evidence import one_line
 from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.latencies import measure, measure_batches
 from server.model_server.loading import load_model
 from server.model_server.runtimes.arrays import are_finite, is_float
 from server.model_server.runtimes.base import Runtime, Signature, TensorSpec
-from server.model_server.smoke import Proof, measure, smoke_test
+from server.model_server.smoke import Proof, smoke_test
 from server.model_server.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,8 @@ logger = logging.getLogger(__name__)
 Emit = Callable[[Dict[str, Any]], None]
 
 _WARM_UP_ELEMENTS = 65536
+_WARM_UP_TEXT_BYTES = 64 * 1024
+"""What the service reads of a passport has an end."""
 
 
 def run(spec: ModelSpec, emit: Emit) -> int:
@@ -60,15 +66,21 @@ def _prove(spec: ModelSpec, emit: Emit) -> Dict[str, Any]:
     runtime, loaded = load_model(spec)
     seconds = round(time.perf_counter() - started, 4)
     emit({"event": "loaded", "seconds": seconds})
+    loaded_bytes = peak_memory_bytes()
     proof = smoke_test(runtime, loaded, spec.sample, progress)
     progress("smoke_test_measuring", {})
     latency = measure(runtime, proof.inputs)
+    row_bytes = (peak_memory_bytes() - loaded_bytes) // max(1, rows_of(proof.inputs))
+    batching = prove_batching(runtime, proof.signature, proof.inputs)
+    warm_up = _warm_up(runtime, proof)
+    # What it needs to serve; batches that nobody may ever send do not count.
+    peak = peak_memory_bytes()
     return {
         "run_id": spec.run_id,
         "kind": spec.kind,
         "framework": loaded.framework,
         "framework_version": loaded.framework_version,
-        "packages": loaded.packages,
+        "packages": _versions(loaded.packages),
         "python": platform.python_version(),
         "digest": spec.digest,
         "device_asked": spec.device,
@@ -77,11 +89,23 @@ def _prove(spec: ModelSpec, emit: Emit) -> Dict[str, Any]:
         "load_seconds": seconds,
         "latency_ms": latency,
         "measured_elements": sum(array.size for array in proof.inputs.values()),
-        "batching": prove_batching(runtime, proof.signature, proof.inputs),
-        "warmup": _warm_up(runtime, proof),
+        "latency_by_batch_ms": measure_batches(
+            runtime, proof.signature, proof.inputs, latency, row_bytes=row_bytes
+        ),
+        "batching": batching,
+        "warmup": warm_up,
         "warnings": list(loaded.warnings),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak,
     }
+
+
+def _versions(names: Sequence[str]) -> Dict[str, str]:
+    """Return the installed versions of those distributions that are there."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _signature(signature: Signature) -> Dict[str, List[Dict[str, Any]]]:
@@ -100,7 +124,7 @@ def _tensor(spec: TensorSpec) -> Dict[str, Any]:
 
 def _warm_up(runtime: Runtime, proof: Proof) -> Dict[str, Any]:
     inputs = _one_row(runtime, proof)
-    if any(array.size > _WARM_UP_ELEMENTS for array in inputs.values()):
+    if not _is_small(inputs):
         fill = _fill_that_works(runtime, inputs)
         written = [_filled(spec, inputs[spec.name], fill) for spec in proof.signature.inputs]
     else:
@@ -108,11 +132,17 @@ def _warm_up(runtime: Runtime, proof: Proof) -> Dict[str, Any]:
     return {"source": proof.source, "inputs": written}
 
 
+def _is_small(inputs: Dict[str, Any]) -> bool:
+    if sum(array.size for array in inputs.values()) > _WARM_UP_ELEMENTS:
+        return False
+    texts = [array for array in inputs.values() if array.dtype.kind == "O"]
+    return sum(len(item) for array in texts for item in array.flat) <= _WARM_UP_TEXT_BYTES
+
+
 def _one_row(runtime: Runtime, proof: Proof) -> Dict[str, Any]:
     """Cut a large sample to its first row, if the model's first dimensions are free."""
-    small = all(array.size <= _WARM_UP_ELEMENTS for array in proof.inputs.values())
     free = all((spec.shape or (0,))[0] == -1 for spec in proof.signature.inputs if spec.shape)
-    if small or not free:
+    if _is_small(proof.inputs) or not free:
         return proof.inputs
     cut = {name: array[:1] if array.ndim else array for name, array in proof.inputs.items()}
     return cut if _answers(runtime, cut) else proof.inputs

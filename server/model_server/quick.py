@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-import ml_dtypes
 import numpy as np
 
-from server.model_server.runtimes.arrays import FLOATS, numpy_dtype
+from server.model_server.runtimes.arrays import FLOATS, largest, numpy_dtype
 from server.model_server.runtimes.base import Signature, TensorSpec
 from server.model_server.tensors import is_numeric
 
@@ -132,7 +131,7 @@ def _reading(datatype: str, shape: Optional[_Shape]) -> _Reading:
     if datatype in FLOATS:
         kind = "d"
         if datatype != "FP64":
-            limit = float(ml_dtypes.finfo(dtype).max)
+            limit = largest(datatype)
     else:
         kind = "u" if datatype == "UINT64" else "i"
     wide = np.dtype(_WIDE[kind])

@@ -7,6 +7,7 @@ missing ``Host``. Source: RFC 9112.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Dict, List, NoReturn, Optional, Protocol
 
 import httptools
@@ -20,6 +21,8 @@ _FRAMING_BYTES = 64 * 1024
 _KNOWN_HEADS = 256
 _KNOWN_BYTES = 2048
 _END = b"\r\n\r\n"
+_HOST = re.compile(rb"([\w.~%!$&'()*+;=-]*|\[[\w.~%:-]+\])(:\d*)?", re.ASCII)
+"""RFC 9112, section 3.2, and RFC 3986; a second field would stand behind a comma."""
 
 
 class Sink(Protocol):
@@ -168,7 +171,8 @@ class RequestReader:
             headers,
             parser.should_keep_alive() and not upgrades,
         )
-        if self._raw > MAX_HEAD_BYTES and _size_of(head) > MAX_HEAD_BYTES:
+        # What stood before it in one piece is not counted any more, so its size has to be.
+        if max(self._raw, self._arrived) > MAX_HEAD_BYTES and _size_of(head) > MAX_HEAD_BYTES:
             self._give_up(_head_too_large())
         if not _is_well_framed(head) or (upgrades and head.has_body):
             self._give_up(Refusal(400, "request_malformed"))
@@ -213,9 +217,11 @@ class RequestReader:
 def _is_well_framed(head: Head) -> bool:
     """Check what the parser leaves open."""
     headers = head.headers
+    host = headers.get(b"host")
+    if host is not None and not _HOST.fullmatch(host):
+        return False
     if head.version == "1.1":
-        host = headers.get(b"host")
-        if host is None or b"," in host:
+        if host is None:
             return False
         encoding = headers.get(b"transfer-encoding")
         return encoding is None or encoding.lower() == b"chunked"

@@ -19,6 +19,14 @@ REQUEST_ID = "X-Request-Id"
 
 _STATUSES = {
     "model_raised": 500,
+    "bundle_predict_raised": 500,
+    "bundle_outputs_not_mapping": 500,
+    "bundle_output_undeclared": 500,
+    "bundle_output_missing": 500,
+    "bundle_output_datatype": 500,
+    "bundle_output_shape": 500,
+    "mlflow_predict_raised": 500,
+    "mlflow_output_differs": 500,
     "output_missing": 500,
     "output_datatype_unsupported": 500,
     # The prediction was made; what cannot be had is its form in JSON.

@@ -15,13 +15,13 @@ class Head:
     """The head of a request: what its bytes mean, whatever connection they came on.
 
     ``headers`` has lower-case names; repeated ones are joined with ``", "``. ``target`` and
-    ``is_checked`` are notes of the application, as lasting as the head itself.
+    ``era`` (when it was checked) are notes of the application, as lasting as the head itself.
     """
 
     __slots__ = (
+        "era",
         "has_body",
         "headers",
-        "is_checked",
         "keeps",
         "length",
         "method",
@@ -41,7 +41,7 @@ class Head:
         self.length = int(headers.get(b"content-length", b"0"))
         self.has_body = self.length > 0 or b"transfer-encoding" in headers
         self.target: Any = None
-        self.is_checked = False
+        self.era: Any = None
 
     def header(self, name: bytes) -> Optional[str]:
         """Return the value of a header by its lower-case name."""
@@ -55,7 +55,7 @@ class Request:
     ``began`` is the ``time.perf_counter()`` at which its first byte arrived. ``connection`` answers it.
     """
 
-    __slots__ = ("began", "body", "connection", "head", "held", "keeps")
+    __slots__ = ("began", "body", "connection", "head", "held", "job", "keeps")
 
     def __init__(self, head: Head, began: float, connection: Any, body: bytes = b"") -> None:
         self.head = head
@@ -63,8 +63,10 @@ class Request:
         self.connection = connection
         self.body = body
         self.keeps = head.keeps
-        # Bytes of memory that the connection took for the body.
+        # Bytes of memory that were taken for the body.
         self.held = 0
+        # Its place among the predictions.
+        self.job: Any = None
 
     def answer(self, response: Response) -> None:
         """Write the response; only the first one counts."""
@@ -111,6 +113,9 @@ class Handler(Protocol):
 
     def finished(self, request: Request, status: Optional[int]) -> None:
         """Note the end of a request: its status, None if it got no answer."""
+
+    def abandoned(self, request: Request) -> None:
+        """Note that the client of an unanswered request has gone, or says nothing any more."""
 
     def hold(self, size: int) -> bool:
         """Take room for a body's bytes; False if there is none. Negative gives it back."""

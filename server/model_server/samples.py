@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from server.model_server import tensors
-from server.model_server.evidence import one_line, scrub
+from server.model_server.evidence import one_line
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.runtimes.arrays import (
     DATATYPES,
@@ -27,6 +27,7 @@ from server.model_server.runtimes.arrays import (
     numpy_dtype,
 )
 from server.model_server.runtimes.base import Signature, TensorSpec
+from server.scrubbing import scrubbed
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _POSITIONAL = re.compile(r"^arr_\d+$")
@@ -89,7 +90,7 @@ def _decoded(tensor: Dict[str, Any]) -> Any:
         return tensors.decode(tensor, spec)
     except BadInputError as error:
         details = ", ".join(f"{key}: {value}" for key, value in error.params.items())
-        raise ModelFailure("sample_unreadable", evidence=scrub(details)) from error
+        raise ModelFailure("sample_unreadable", evidence=scrubbed(details)) from error
 
 
 def _by_name(given: Mapping[str, Any], signature: Signature) -> Dict[str, Any]:
@@ -101,8 +102,8 @@ def _by_name(given: Mapping[str, Any], signature: Signature) -> Dict[str, Any]:
         return dict(zip(wanted, given.values()))
     raise ModelFailure(
         "sample_names_differ",
-        expected=scrub(", ".join(wanted))[:150],
-        found=scrub(", ".join(given))[:150],
+        expected=scrubbed(", ".join(wanted))[:150],
+        found=scrubbed(", ".join(given))[:150],
     )
 
 

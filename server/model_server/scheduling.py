@@ -12,6 +12,8 @@ INLINE_GROWTH_MS = 2.0
 WHOLE_MACHINE_MS = 100.0
 """From here on one prediction gets all cores: its caller waits for it, not for a queue."""
 MAX_ROWS = 64
+MAX_TOGETHER_MS = 1000.0
+"""What rows that are put together may take at most, even if that saves no time at all."""
 _LEAST_GAIN = 1.3
 
 
@@ -55,6 +57,6 @@ def plan_of(
     return Plan(
         workers=workers,
         framework_threads=framework_threads,
-        max_rows=MAX_ROWS if batches else 1,
+        max_rows=max(1, min(MAX_ROWS, int(MAX_TOGETHER_MS / latency))) if batches else 1,
         inline_elements=elements,
     )

@@ -17,12 +17,13 @@ import socket
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import uvloop
 
 from metrics.instruments import InferenceInstruments
 from server.model_server import loading, protocol
+from server.model_server.admission import Admission
 from server.model_server.app import Application, Served
 from server.model_server.batching import GRACE_SECONDS, Batcher
 from server.model_server.control import ControlApplication
@@ -43,6 +44,8 @@ Load = Callable[[], Tuple[Runtime, Loaded]]
 Emit = Callable[[Dict[str, Any]], None]
 
 _POLL_SECONDS = 0.02
+_EXPIRE_SECONDS = 0.5
+"""How often tokens are looked at: the system's clock may jump."""
 _CLOSE_SECONDS = 5.0
 """How long connections may take to close once the drain time is over."""
 _LOST_SECONDS = 2.0
@@ -76,6 +79,8 @@ class Replica:
         self._accepts = False
         self._application: Optional[Application] = None
         self._served: Optional[Served] = None
+        self._admission = None if spec.secret is None else Admission(spec.secret)
+        self._expiring: Optional[asyncio.TimerHandle] = None
         self._draining: Optional[asyncio.Task[None]] = None
         self._losing: Optional[asyncio.Task[None]] = None
         self._batcher = Batcher(
@@ -88,6 +93,7 @@ class Replica:
         )
         self._control = Listener(control, ControlApplication(self, self._answers), self._answers)
         self._control.start()
+        self._expire()
 
     async def open(self) -> None:
         """Load the model; the control socket answers meanwhile.
@@ -109,7 +115,7 @@ class Replica:
                 started_at=time.time(),
             ),
         )
-        self._application = Application(self._served, self._answers)
+        self._application = Application(self._served, self._answers, self._admission)
         self._shared = Listener(self._shared_socket, self._application, self._answers, self._share)
         # What was made while loading stays: the collector need not look at it again.
         gc.collect()
@@ -128,6 +134,31 @@ class Replica:
             "connections": shared.connections if shared is not None else 0,
             "pid": os.getpid(),
         }
+
+    def renew(self, tokens: Mapping[str, Any]) -> List[str]:
+        """Take the tokens that predict from now on; return which were used since the last time.
+
+        Raises:
+            ValueError: they cannot be read; those of before stay.
+        """
+        used = [] if self._admission is None else self._admission.renew(tokens)
+        self._forget_checks()
+        return used
+
+    def _forget_checks(self) -> None:
+        if self._application is not None:
+            self._application.forget_checks()
+
+    def _expire(self) -> None:
+        """Drop the tokens whose time is over, and look again when the next one's is."""
+        if self._admission is None:
+            return
+        now = time.time()
+        if self._admission.expire(now):
+            self._forget_checks()
+        end = self._admission.first_end
+        pause = _EXPIRE_SECONDS if end is None else min(_EXPIRE_SECONDS, max(0.0, end - now))
+        self._expiring = asyncio.get_running_loop().call_later(pause, self._expire)
 
     def metrics(self) -> str:
         """Return the replica's figures in Prometheus' text format.
@@ -186,6 +217,8 @@ class Replica:
 
     async def close(self) -> None:
         """Close both sockets and every connection."""
+        if self._expiring is not None:
+            self._expiring.cancel()
         for task in (self._draining, self._losing):
             if task is not None:
                 task.cancel()

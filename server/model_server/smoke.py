@@ -6,16 +6,17 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple
 
 import numpy as np
 
 from server.model_server import tensors
-from server.model_server.evidence import one_line, scrub
-from server.model_server.failures import BadInputError, ModelFailure
+from server.model_server.evidence import is_out_of_memory, one_line
+from server.model_server.failures import BadInputError, ModelFailure, named_absence
 from server.model_server.runtimes.arrays import are_finite, is_float, numpy_dtype
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
 from server.model_server.samples import fits, read_sample
+from server.scrubbing import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ _BATCHES: Tuple[Tuple[int, int], ...] = ((1, 1), (2, 2), (1, 32), (1, 16), (1, 2
 
 _MAX_ELEMENTS = 1 << 24
 _SEARCH_SECONDS = 60.0
-_REPEATS = 30
-_MEASURE_SECONDS = 0.5
 
 Inputs = Dict[str, Any]
 Progress = Callable[[str, Dict[str, Any]], None]
@@ -47,6 +46,9 @@ class _Search:
 
     attempts: int = 0
     error: str = ""
+    failure: Optional[ModelFailure] = None
+    is_memory: bool = False
+    """Whether that error is a lack of memory."""
     not_finite: str = ""
     wrong_shape: str = ""
 
@@ -58,7 +60,7 @@ def smoke_test(
 
     Raises:
         ModelFailure: ``smoke_test_not_finite``, ``signature_unknown``, ``smoke_test_failed``,
-            or what a sample is refused for.
+            ``module_missing``, ``model_memory_exceeded``, or what a sample is refused for.
     """
     search = _Search()
     started = time.monotonic()
@@ -71,16 +73,14 @@ def smoke_test(
             return Proof(source, inputs, _confirmed(signature, inputs))
         if time.monotonic() - started > _SEARCH_SECONDS:
             break
-    raise _failure(search, loaded, sample)
+    raise search.failure or _failure(search, loaded, sample)
 
 
 def _questions(
     runtime: Runtime, signature: Signature, sample: Optional[str]
 ) -> Iterator[Tuple[str, Inputs]]:
     if sample is not None:
-        # TorchScript files declare no shapes; what is known of them was guessed.
-        bind = runtime.kind != "torchscript"
-        yield "sample", read_sample(sample, signature, shapes_bind=bind)
+        yield "sample", read_sample(sample, signature, shapes_bind=not runtime.shapes_are_guesses)
         return
     for inputs in runtime.candidates():
         yield "zeros" if _all_zero(inputs) else "small", inputs
@@ -133,10 +133,16 @@ def _ask(
         search.error = search.error or error.code
         return None
     except ModelFailure as failure:
+        if runtime.names_failures:
+            search.failure = search.failure or failure
         search.error = search.error or failure.evidence or failure.code
         return None
     except Exception as error:
+        absence = named_absence(error)
+        if absence is not None:
+            raise absence from error
         logger.info("the model refused a smoke-test input", exc_info=True)
+        search.is_memory |= not search.error and is_out_of_memory(error)
         search.error = search.error or one_line(error)
         return None
     return answers if _good(answers, signature, search) else None
@@ -145,7 +151,7 @@ def _ask(
 def _good(answers: Mapping[str, Any], signature: Signature, search: _Search) -> bool:
     for name, array in answers.items():
         if is_float(array.dtype) and not are_finite(array).all():
-            search.not_finite = search.not_finite or scrub(
+            search.not_finite = search.not_finite or scrubbed(
                 f"{name}: {'NaN' if np.isnan(array).any() else 'infinity'}"
             )
             return False
@@ -153,7 +159,7 @@ def _good(answers: Mapping[str, Any], signature: Signature, search: _Search) -> 
         array = answers.get(spec.name)
         found = "nothing" if array is None else tensors.shape_text(array.shape)
         if array is None or not (spec.shape in (None, ()) or fits(array.shape, spec.shape or ())):
-            search.wrong_shape = search.wrong_shape or scrub(
+            search.wrong_shape = search.wrong_shape or scrubbed(
                 f"{spec.name}: {tensors.shape_text(spec.shape)} declared, {found} answered"
             )
             return False
@@ -176,34 +182,18 @@ def _failure(search: _Search, loaded: Loaded, sample: Optional[str]) -> ModelFai
     if search.wrong_shape:
         return ModelFailure("smoke_test_shape", evidence=search.wrong_shape)
     for warning in loaded.warnings:
-        if warning["code"] == "sklearn_version_differs":
+        if warning["code"] == "sklearn_version_differs" and not search.is_memory:
             made_with = warning["params"]["made_with"]
             return ModelFailure(
                 "sklearn_version_mismatch", evidence=search.error, made_with=made_with
             )
-    if sample is not None:
-        return ModelFailure("smoke_test_sample_failed", evidence=search.error)
+    if search.is_memory or sample is not None:
+        code = "model_memory_exceeded" if search.is_memory else "smoke_test_sample_failed"
+        return ModelFailure(code, evidence=search.error)
     signature = loaded.signature
     unknown = [spec.name for spec in signature.inputs if -1 in (spec.shape or (-1,))[1:]]
     unknown += [spec.name for spec in signature.inputs if spec.shape is None]
     if unknown:
-        names = scrub(", ".join(unknown))[:200]
+        names = scrubbed(", ".join(unknown))[:200]
         return ModelFailure("signature_unknown", inputs=names, evidence=search.error)
     return ModelFailure("smoke_test_failed", evidence=search.error)
-
-
-def measure(runtime: Runtime, inputs: Inputs) -> Dict[str, float]:
-    """Repeat one inference; median and 95th percentile in milliseconds."""
-    durations: List[float] = []
-    started = time.perf_counter()
-    while len(durations) < _REPEATS:
-        before = time.perf_counter()
-        runtime.predict(inputs)
-        after = time.perf_counter()
-        durations.append((after - before) * 1000.0)
-        if after - started > _MEASURE_SECONDS:
-            break
-    return {
-        "p50": round(float(np.percentile(durations, 50)), 4),
-        "p95": round(float(np.percentile(durations, 95)), 4),
-    }

@@ -23,7 +23,7 @@ class ModelSpec:
     names: Tuple[str, ...]
     """Names under which the model answers: the run's id and the model's name."""
     kind: str
-    """Runtime that loads it: ``onnx``, ``torchscript`` or ``sklearn``."""
+    """Runtime that loads it, by its name in ``runtimes.registry``."""
     path: str
     """The model's file."""
     digest: str
@@ -41,7 +41,9 @@ class ModelSpec:
     drain_seconds: float = 3.0
     max_body_bytes: int = 64 * 1024 * 1024
     secret: Optional[str] = None
-    """If set, the deployment's own address answers only requests that carry it."""
+    """If set, the deployment's own address answers only requests that carry it, or a token."""
+    packed: Optional[str] = None
+    """Folder for the packed forms of the model, if it is large enough to have some."""
     passport: Dict[str, Any] = field(default_factory=dict)
     """What the smoke test proved; empty while it is still to be proven."""
 

@@ -8,7 +8,6 @@ import math
 from itertools import chain
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import ml_dtypes
 import numpy as np
 
 from server.model_server.failures import BadInputError, ModelFailure
@@ -17,6 +16,7 @@ from server.model_server.runtimes.arrays import (
     FLOATS,
     INTEGERS,
     are_finite,
+    largest,
     numpy_dtype,
 )
 from server.model_server.runtimes.base import TensorSpec
@@ -209,8 +209,8 @@ def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
     low: Any
     high: Any
     if datatype in FLOATS:
-        limits = ml_dtypes.finfo(numpy_dtype(datatype))
-        low, high = f"{float(limits.min):.6g}", f"{float(limits.max):.6g}"
+        limit = largest(datatype)
+        low, high = f"{-limit:.6g}", f"{limit:.6g}"
     else:
         whole = np.iinfo(numpy_dtype(datatype))
         low, high = whole.min, whole.max

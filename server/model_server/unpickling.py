@@ -2,74 +2,46 @@
 
 Every global that a pickle names is looked up here: names of an exact list, numpy's ufuncs and
 scalar types, and classes of ``sklearn`` of a few known bases. Never a package as a whole: a
-package's functions read and write files. The list stops payloads that call things; it cannot
-make numpy safe against forged array headers, so loading still belongs into the sandbox.
+package's functions read and write files. The list stops payloads that call things, and what numpy
+is given is looked at; compiled code of other packages trusts its state, so loading still belongs
+into the sandbox.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import inspect
-import io
-import lzma
 import pickle
+import re
 import warnings
-import zlib
 from pathlib import Path
-from typing import IO, Any, Callable, List, Optional, Tuple
+from typing import IO, Any, Callable, ClassVar, Dict, List, Optional, Tuple
 
 from server.model_server.allowed_globals import AllowedGlobals
-from server.model_server.evidence import one_line, scrub
+from server.model_server.array_states import check_state
+from server.model_server.compressed import ERRORS, opened
+from server.model_server.evidence import one_line
 from server.model_server.failures import ModelFailure
+from server.scrubbing import scrubbed
 
-_CHUNK = 1 << 18
+_InPython: Any = pickle._Unpickler
+
+
+# What the unpickler says inside of a frame, and outside of one.
+_CUT_OFF = re.compile("truncated|exhausted")
 
 
 class _JoblibFileError(Exception):
     """The pickle has joblib's arrays between its opcodes; it needs joblib's own reader."""
 
 
-class _ZlibReader(io.RawIOBase):
-    """Inflates one zlib stream; the standard library reads only gzip, bz2 and lzma as files."""
+class _PlainUnpickler(_InPython):  # type: ignore[misc]
+    """The reader of files without joblib's arrays.
 
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
-        self._inflate = zlib.decompressobj()
+    It is the one written in Python, like joblib's: the other gives objects their state without
+    asking, and numpy's take it without looking.
+    """
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = b""
-        while not data and not self._inflate.eof:
-            raw = self._inflate.unconsumed_tail or self._source.read(_CHUNK)
-            data = self._inflate.decompress(raw, len(buffer))
-            if not raw and not data and not self._inflate.eof:
-                raise EOFError("the compressed stream ends early")
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _opened(source: IO[bytes]) -> Any:
-    """Undo joblib's compression, told by the first bytes."""
-    head = source.read(6)
-    source.seek(0)
-    if head[:2] == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=source)
-    if head[:3] == b"BZh":
-        return bz2.BZ2File(source)
-    if head[:6] == b"\xfd7zXZ\x00" or head[:3] == b"\x5d\x00\x00":
-        return lzma.LZMAFile(source)
-    if head[:1] == b"\x78":
-        return io.BufferedReader(_ZlibReader(source), _CHUNK)
-    if head[:4] == b"\x04\x22\x4d\x18":
-        raise ModelFailure("pickle_compression_unsupported", compression="lz4")
-    return source
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """The fast reader, for files without joblib's arrays."""
+    dispatch: ClassVar[Dict[int, Any]] = dict(_InPython.dispatch)
 
     def __init__(self, source: IO[bytes], allowed: AllowedGlobals) -> None:
         super().__init__(source)
@@ -79,6 +51,12 @@ class _PlainUnpickler(pickle.Unpickler):
         if module == "joblib.numpy_pickle":
             raise _JoblibFileError
         return self._allowed.find(module, name)
+
+    def load_build(self) -> None:
+        check_state(self.stack[-2], self.stack[-1])
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _joblib_load(source: IO[bytes], allowed: AllowedGlobals) -> Any:
@@ -91,10 +69,18 @@ def _joblib_load(source: IO[bytes], allowed: AllowedGlobals) -> Any:
     class Reader(numpy_pickle.NumpyUnpickler):  # type: ignore[misc]
         """joblib's reader over the same list of names."""
 
+        dispatch: ClassVar[Dict[int, Any]] = dict(numpy_pickle.NumpyUnpickler.dispatch)
+
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
                 return Wrapper
             return allowed.find(module, name)
+
+        def load_build(self) -> None:
+            check_state(self.stack[-2], self.stack[-1])
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
 
     class Wrapper(numpy_pickle.NumpyArrayWrapper):  # type: ignore[misc]
         """An array between the opcodes; never mapped from the file.
@@ -113,7 +99,7 @@ def _joblib_load(source: IO[bytes], allowed: AllowedGlobals) -> Any:
 
 def _read(path: str, load: Callable[[IO[bytes]], Any]) -> Any:
     with Path(path).open("rb") as file:
-        source = _opened(file)
+        source = opened(file)
         value = load(source)
         if source.read(1):
             raise ModelFailure("pickle_trailing_bytes")
@@ -137,6 +123,7 @@ def load_pickle(path: str) -> Tuple[Any, Optional[str]]:
         ModelFailure: ``unsafe_pickle`` for a name off the list; ``pickle_trailing_bytes``,
             ``pickle_truncated``, ``pickle_compression_unsupported``, ``sklearn_name_missing``,
             ``sklearn_version_mismatch``, ``pickle_not_loadable``.
+        MemoryError: the file asks for more than there is.
     """
     allowed = AllowedGlobals()
     with warnings.catch_warnings(record=True) as caught:
@@ -145,7 +132,7 @@ def load_pickle(path: str) -> Tuple[Any, Optional[str]]:
             value = _load_either(path, allowed)
         except (ModelFailure, MemoryError):
             raise
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except ERRORS as error:
             raise ModelFailure("pickle_truncated", evidence=one_line(error)) from error
         except Exception as error:
             raise _not_loadable(error, _made_with(caught)) from error
@@ -153,7 +140,7 @@ def load_pickle(path: str) -> Tuple[Any, Optional[str]]:
 
 
 def _not_loadable(error: Exception, made_with: Optional[str]) -> ModelFailure:
-    if isinstance(error, pickle.UnpicklingError) and "truncated" in str(error):
+    if isinstance(error, pickle.UnpicklingError) and _CUT_OFF.search(str(error)):
         return ModelFailure("pickle_truncated", evidence=one_line(error))
     if made_with is not None:
         return ModelFailure(
@@ -167,5 +154,5 @@ def _made_with(caught: List[warnings.WarningMessage]) -> Optional[str]:
     for warning in caught:
         version = getattr(warning.message, "original_sklearn_version", None)
         if version is not None:
-            return scrub(str(version))[:32]
+            return scrubbed(str(version))[:32]
     return None

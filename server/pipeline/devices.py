@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpu.nodes import MIG_MINORS, device_nodes
 from gpu.placement import free_devices, reason_params, why_not_free
-from server.errors import ConflictError, InvalidRequestError
+from gpu.telemetry import Lease as Holder
+from server.errors import ConflictError, InvalidRequestError, PersephoneError
 from server.records import now
 from server.states import Phase, Wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpu.devices import Device, Snapshot
     from gpu.inventory import Inventory
+    from server.records import Lease
     from server.settings import Settings
     from server.store.state import Store
 
@@ -37,16 +44,46 @@ class Option:
 
 
 class Devices:
-    """The machine's GPUs and the leases on them."""
+    """The machine's GPUs and the leases on them; ``clock`` counts seconds and never jumps."""
 
-    def __init__(self, settings: Settings, store: Store, inventory: Inventory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        inventory: Inventory,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._inventory = inventory
+        self._clock = clock
+        self._looked_at = clock()
+        self._idle_since: dict[Lease, float] = {}
+        self._ending: dict[str, Lease] = {}
 
     async def snapshot(self) -> Snapshot:
         """Return what the driver shows; never later than three seconds."""
         return await self._inventory.snapshot()
+
+    def latest(self) -> Snapshot:
+        """Return what the driver showed last, at once."""
+        return self._inventory.latest()
+
+    async def nodes(self, gpu_id: str) -> tuple[str, ...]:
+        """Return the device nodes of a GPU; none for the CPU, and for one that is gone."""
+        if gpu_id == CPU:
+            return ()
+        device = (await self.snapshot()).device(gpu_id)
+        return () if device is None else await asyncio.to_thread(_nodes, device)
+
+    def leases(self) -> dict[str, Holder]:
+        """Return which run holds which GPU."""
+        return {
+            gpu: Holder(lease.run_id, self._store.runs[lease.run_id].model)
+            for gpu, lease in self._store.leases.items()
+            if lease.run_id in self._store.runs
+        }
 
     def _leased(self) -> dict[str, str]:
         return {gpu: lease.run_id for gpu, lease in self._store.leases.items()}
@@ -95,26 +132,46 @@ class Devices:
         if reason is not None:
             raise ConflictError(reason, **reason_params(device, need_bytes))
 
-    async def take_again(self, gpu_id: str, run_id: str) -> None:
-        """Take a GPU whose lease has ended for the run that was prepared on it.
-
-        Raises:
-            ConflictError: it is not there or not free.
-        """
+    async def refuse_unavailable(self, gpu_id: str, run_id: str) -> None:
+        """Raise ConflictError if a run cannot take again the GPU that it was prepared on."""
         device = (await self.snapshot()).device(gpu_id)
         if device is None:
             raise ConflictError("gpu_gone", gpu=gpu_id)
         self.refuse_unfree(device, run_id)
-        await self._store.take_lease(gpu_id, run_id)
+
+    def end_left_leases(self) -> None:
+        """Mark for its end every lease that a killed service did not come to end.
+
+        To be called before anything is started: a lease that was taken for a deployment, of a run
+        that is deployed nowhere any more.
+        """
+        for lease in self._store.leases.values():
+            prepared_at = self._store.preparation(lease.run_id).updated_at
+            if self._is_idle(lease.run_id) and prepared_at and lease.taken_at > prepared_at:
+                self._ending[lease.run_id] = lease
 
     async def release_if_unused(self, run_id: str) -> None:
-        """End the lease of a run that is deployed nowhere any more, once its GPU is empty."""
+        """End the lease of a run that is deployed nowhere any more, once its GPU is empty.
+
+        What the disk does not let us end now is ended by :meth:`expire_leases`.
+        """
         lease = self._store.lease_of(run_id)
         if lease is None or not self._is_idle(run_id):
             return
         await self._until_empty(lease.gpu_id)
-        if self._is_idle(run_id):
-            await self._store.release_lease(run_id)
+        await self._end(lease)
+
+    async def _end(self, lease: Lease) -> None:
+        """End a lease, unless the run has got it anew meanwhile."""
+        async with self._store.deciding(lease.run_id):
+            try:
+                if self._store.lease_of(lease.run_id) == lease and self._is_idle(lease.run_id):
+                    await self._store.release_lease(lease.run_id)
+            except PersephoneError as error:
+                logger.warning("the lease of run %s cannot be ended: %s", lease.run_id, error)
+                self._ending[lease.run_id] = lease
+            else:
+                self._ending.pop(lease.run_id, None)
 
     def _is_idle(self, run_id: str) -> bool:
         is_needed = any(
@@ -134,11 +191,33 @@ class Devices:
 
     async def expire_leases(self) -> None:
         """End the leases of runs that were prepared long ago and never deployed."""
-        for lease in list(self._store.leases.values()):
-            if not self._is_idle(lease.run_id):
-                continue
-            prepared_at = self._store.preparation(lease.run_id).updated_at or lease.taken_at
-            since = max(lease.taken_at, prepared_at)
-            if (now() - since).total_seconds() > self._settings.lease_seconds:
+        for lease in list(self._ending.values()):
+            await self._end(lease)
+        at = self._clock()
+        leases = [one for one in self._store.leases.values() if self._is_idle(one.run_id)]
+        # Who was not idle the last time has not been so for longer than that. The time before a
+        # restart does not count: the clock may have been put meanwhile.
+        longest = at - self._looked_at
+        self._looked_at = at
+        self._idle_since = {
+            lease: self._idle_since.get(lease, at - min(longest, self._age(lease)))
+            for lease in leases
+        }
+        for lease, since in self._idle_since.items():
+            if at - since > self._settings.lease_seconds:
                 logger.info("run %s was not deployed and loses its GPU", lease.run_id)
-                await self._store.release_lease(lease.run_id)
+                await self._end(lease)
+
+    def _age(self, lease: Lease) -> float:
+        """Return for how many seconds a run may have been idle; the clock may have been put."""
+        prepared_at = self._store.preparation(lease.run_id).updated_at or lease.taken_at
+        since = max(lease.taken_at, prepared_at)
+        return max(0.0, (now() - since).total_seconds())
+
+
+def _nodes(device: Device) -> tuple[str, ...]:
+    minors = ""
+    if device.gpu_instance is not None:
+        with contextlib.suppress(OSError):
+            minors = MIG_MINORS.read_text(encoding="ascii")
+    return device_nodes(device, minors)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from typing import TYPE_CHECKING
 
+from server.cores import usable_cores
 from server.engines.base import EngineError, ReplicaSpec
-from server.environments.lock import lock_of
+from server.environments.fitting import restore
 from server.errors import StepFailedError
 from server.pipeline.devices import CPU
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.environments.build import Environments
+    from server.pipeline.devices import Devices
     from server.records import Deployment, DeploymentKey, Params, Preparation, Run
     from server.settings import Settings
     from server.store.state import Store
+
+PACKED = "packed"
+"""Name of the folder in a run's own that holds the packed forms of its model."""
 
 
 def model_spec(
@@ -46,10 +50,11 @@ def model_spec(
         "device": "cpu" if made.device == CPU else "cuda",
         "allow_cpu_fallback": settings.allow_cpu_fallback,
         # Replicas share the cores: more threads than those only get in each other's way.
-        "threads": max(1, len(os.sched_getaffinity(0)) // replicas),
+        "threads": max(1, usable_cores() // replicas),
         "predict_seconds": settings.predict_seconds,
         "drain_seconds": settings.drain_seconds,
         "secret": secret,
+        "packed": str(folder / PACKED) if (made.passport or {}).get("packed_bytes") else None,
         "passport": made.passport or {},
     }
 
@@ -58,11 +63,17 @@ class SpecMaker:
     """Describes replicas to the engine."""
 
     def __init__(
-        self, settings: Settings, store: Store, environments: Environments, tree: Path
+        self,
+        settings: Settings,
+        store: Store,
+        environments: Environments,
+        devices: Devices,
+        tree: Path,
     ) -> None:
         self._settings = settings
         self._store = store
         self._environments = environments
+        self._devices = devices
         self._tree = tree
         self._models = settings.data_dir / "models"
         self._key = secrets.token_bytes(32)
@@ -80,7 +91,12 @@ class SpecMaker:
         passport = prepared.passport or {}
         try:
             # Built at preparation; built again if somebody has cleared the folder since.
-            lock = lock_of(passport.get("lock", ""), passport.get("lock_device", "cpu"))
+            lock = await restore(
+                self._environments,
+                passport.get("lock", ""),
+                passport.get("lock_device", "cpu"),
+                str(passport.get("python", "")),
+            )
             environment = await self._environments.build(lock, lambda _code, _params: None)
         except StepFailedError as error:
             raise EngineError(error.code, evidence=error.evidence, **error.params) from error
@@ -96,6 +112,7 @@ class SpecMaker:
             tree=self._tree,
             folder=folder,
             gpu="" if prepared.device == CPU else prepared.device,
+            nodes=await self._devices.nodes(prepared.device),
             model=model_spec(
                 run,
                 prepared,

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import os
 import shutil
-import stat
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpu.driver import has_cuda_driver
-from server.environments.plan import plan
-from server.errors import ConflictError, StepFailedError
+from server.environments.fitting import fit
+from server.errors import (
+    BusyError,
+    ConflictError,
+    StepFailedError,
+    StorageFullError,
+    UnavailableError,
+)
+from server.faults import Point, Reached, nothing
 from server.pipeline.devices import CPU
-from server.pipeline.passport import read_passport
-from server.pipeline.report import InspectionReport, read_report
-from server.pipeline.specs import model_spec
+from server.pipeline.endings import abrupt_end, failure_of, last_event, report_in, seconds_in
+from server.pipeline.files import settle_files, write_spec
+from server.pipeline.packing import pack
+from server.pipeline.passport import read_passport, sealed
+from server.pipeline.report import other_python, planner
+from server.pipeline.specs import PACKED, model_spec
 from server.records import Params, Preparation, Text, now
-from server.sandbox.events import last_words, read_event, read_failure, read_text
-from server.sandbox.launch import Launch, base_prefix, base_python
+from server.sandbox.events import Events, last_words, read_text
+from server.sandbox.launch import REFUSED, Launch
 from server.sandbox.model_process import ModelProcess, launch_of
 from server.states import Phase, Step
 
@@ -33,15 +40,21 @@ if TYPE_CHECKING:
 
     from server.environments.build import Environment, Environments
     from server.pipeline.devices import Devices
+    from server.pipeline.report import InspectionReport
+    from server.pipeline.usage import Usage
     from server.records import Run
-    from server.sandbox.launch import Child, Sandbox
+    from server.sandbox.child import Child
+    from server.sandbox.launch import Sandbox
     from server.settings import Settings
     from server.store.blobs import Blobs
+    from server.store.run_logs import RunLogs
     from server.store.state import Store
 
 logger = logging.getLogger(__name__)
 
 _MEBIBYTE = 1024**2
+_KEEP_TRIES = 10
+_KEEP_PAUSE_SECONDS = 1.0
 # Above what an archive may unpack to, which the inspecting process counts itself.
 _INSPECT_FILE_BYTES = 5 * 1024**3 // 2
 
@@ -59,11 +72,14 @@ class Workshop:
     devices: Devices
     environments: Environments
     sandbox: Sandbox
+    usage: Usage
     models: Path
     specs: Path
     model_tree: Path
     inspect_tree: Path
+    logs: RunLogs
     observe: Callable[[Step, Phase, float], None]
+    reached: Reached = nothing
 
 
 class Attempt:
@@ -76,7 +92,10 @@ class Attempt:
         self._workshop = workshop
         self._report: InspectionReport | None = None
         self._environment: Environment | None = None
+        self._notes: list[Params] = []
         self._began = time.monotonic()
+        # What is kept for the attempt until it ends.
+        self._held = AsyncExitStack()
 
     async def work(self) -> None:
         """Do every step.
@@ -84,16 +103,17 @@ class Attempt:
         Raises:
             PersephoneError: a step failed; it is still ``Running`` in ``made``.
         """
-        try:
-            await self._integrity()
-            await self._inspect()
-            await self._reserve()
-            await self._build()
-            passport = await self._prove()
-        except BaseException:
-            self._workshop.observe(self._current(), Phase.FAILED, self._seconds())
-            raise
-        await self._finish(passport)
+        async with AsyncExitStack() as self._held:
+            try:
+                await self._integrity()
+                await self._inspect()
+                await self._reserve()
+                await self._build()
+                passport = await self._prove()
+            except BaseException:
+                self._workshop.observe(self._current(), Phase.FAILED, self._seconds())
+                raise
+            await self._finish(passport)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
@@ -103,7 +123,7 @@ class Attempt:
         return next(running, Step.INTEGRITY)
 
     def _mark(self, step: Step, status: Phase, text: Text) -> Preparation:
-        at = now()
+        at = now(self.made.updated_at)
         done = at if status is Phase.SUCCEEDED else None
         steps = tuple(
             replace(state, status=status, message=text, completed_at=done)
@@ -117,68 +137,76 @@ class Attempt:
         self.made = self._mark(step, Phase.RUNNING, Text(code=code, params=params or {}))
         self._store.show_progress(self.made)
 
+    def _begin(self, step: Step, code: str, params: Params | None = None) -> None:
+        self._workshop.reached(Point(f"prepare.{step}"))
+        self._say(step, code, params)
+
     async def _done(self, step: Step, code: str, /, **params: Any) -> None:
         self.made = self._mark(step, Phase.SUCCEEDED, Text(code=code, params=params))
-        await self._store.save_preparation(self.made)
+        try:
+            await self._store.save_preparation(self.made)
+        except (StorageFullError, UnavailableError) as error:
+            # Worth no failure: what is taken up again after a restart begins anew anyway.
+            logger.warning("a step of run %s cannot be kept: %s", self._run.run_id, error)
+            self._store.show_progress(self.made)
+        self._workshop.reached(Point(f"prepare.{step}.done"))
         self._workshop.observe(step, Phase.SUCCEEDED, self._seconds())
         self._began = time.monotonic()
 
     async def _integrity(self) -> None:
-        self._say(Step.INTEGRITY, "integrity_running", {"size": _size(self._run.size_bytes)})
+        self._begin(Step.INTEGRITY, "integrity_running", {"size": _size(self._run.size_bytes)})
         size = await self._workshop.blobs.verify(self._run.digest)
         await self._done(
             Step.INTEGRITY, "integrity_done", size=_size(size), digest=self._run.digest[:12]
         )
 
     @property
+    def _confinement(self) -> Params:
+        return {"sandbox": self._workshop.sandbox.level.value}
+
+    @property
     def _folder(self) -> Path:
         return self._workshop.models / self._run.run_id
 
     async def _inspect(self) -> None:
-        sandbox = self._workshop.sandbox.name
-        self._say(Step.INSPECTION, "inspection_running", {"sandbox": sandbox})
+        self._begin(Step.INSPECTION, "inspection_running", self._confinement)
         blob = self._workshop.blobs.path(self._run.digest)
-        await asyncio.to_thread(_empty_folder, self._folder)
+        async with self._workshop.usage.unpacking(self._run):
+            found = self._report = report_in(await self._look_into(blob))
+            if refusal := self._workshop.sandbox.refusal(found.kind):
+                raise StepFailedError(REFUSED, **refusal)
+            await asyncio.to_thread(settle_files, blob, self._folder, found)
+            self._workshop.reached(Point.PREPARE_SETTLED)
+        self.made = replace(
+            self.made, model_kind=found.kind, model_file=found.file, sample=found.sample
+        )
+        await self._done(Step.INSPECTION, "inspection_done", kind=found.kind, **self._confinement)
+
+    async def _look_into(self, blob: Path) -> Params:
         launch = Launch(
-            argv=[
-                *(base_python(), "-I", "-S", "-c"),
-                "import sys; sys.path.insert(0, sys.argv[1]);"
-                "from server.artifacts.child import main; sys.exit(main(sys.argv[2:]))",
-                *(str(self._workshop.inspect_tree), str(blob), str(self._folder)),
-            ],
-            read_only=[base_prefix(), self._workshop.inspect_tree, blob],
+            tree=self._workshop.inspect_tree,
+            target="server.artifacts.child",
+            arguments=[str(blob), str(self._folder)],
+            read_only=[blob],
             writable=[self._folder],
             memory_bytes=self._workshop.settings.model_memory_bytes,
             file_bytes=_INSPECT_FILE_BYTES,
+            cpu_seconds=math.ceil(self._workshop.settings.inspect_seconds),
+            hear=self._workshop.logs.writer(self._run.run_id, Step.INSPECTION),
         )
         child = await self._workshop.sandbox.start(launch)
         seconds = self._workshop.settings.inspect_seconds
         try:
+            self._workshop.reached(Point.PREPARE_INSPECTING)
             async with asyncio.timeout(seconds):
-                report = await _last_event(child)
+                return await last_event(child)
         except TimeoutError:
             raise StepFailedError("inspection_timed_out", seconds=round(seconds)) from None
         finally:
             await child.kill()
-        await self._take_report(report, blob)
-
-    async def _take_report(self, report: Params, blob: Path) -> None:
-        if report.get("ok") is not True:
-            raise _named_failure(report)
-        found = self._report = read_report(report)
-        await asyncio.to_thread(_settle_files, blob, self._folder, found)
-        self.made = replace(
-            self.made, model_kind=found.kind, model_file=found.file, sample=found.sample
-        )
-        await self._done(
-            Step.INSPECTION,
-            "inspection_done",
-            kind=self.made.model_kind,
-            sandbox=self._workshop.sandbox.name,
-        )
 
     async def _reserve(self) -> None:
-        self._say(Step.DEVICE, "device_running")
+        self._begin(Step.DEVICE, "device_running")
         if self.made.device == CPU:
             await self._done(Step.DEVICE, "device_cpu")
             return
@@ -199,24 +227,22 @@ class Attempt:
         )
 
     async def _build(self) -> None:
-        self._say(Step.ENVIRONMENT, "environment_running")
+        self._begin(Step.ENVIRONMENT, "environment_running")
         assert self._report is not None  # noqa: S101 - _inspect set it
         environments = self._workshop.environments
         on_gpu = self.made.device != CPU and await has_cuda_driver()
         began = time.monotonic()
-        chosen = plan(
-            self._report.kind,
-            self._report.format,
-            self._report.requirements,
-            "cuda" if on_gpu else "cpu",
-            self._report.made_with,
-        )
+        plan_for = planner(self._report, "cuda" if on_gpu else "cpu")
 
         def say(code: str, params: Params) -> None:
             self._say(Step.ENVIRONMENT, code, params)
 
-        lock = await environments.lock(chosen, say)
-        self._environment = await environments.build(lock, say)
+        wrote = self._report.made_with.get("python", "")
+        requires = self._report.requires_python
+        lock = await fit(environments, plan_for, say, prefer=wrote, requires=requires)
+        self._notes = other_python(wrote, lock.python)
+        self._workshop.reached(Point.PREPARE_LOCKED)
+        self._environment = await self._held.enter_async_context(environments.using(lock, say))
         self.made = replace(self.made, environment=self._environment.digest)
         await self._done(
             Step.ENVIRONMENT,
@@ -227,11 +253,19 @@ class Attempt:
         )
 
     async def _prove(self) -> Params:
-        assert self._environment is not None  # noqa: S101 - _build set it
-        self._say(Step.LOAD, "load_running", {"sandbox": self._workshop.sandbox.name})
+        self._begin(Step.LOAD, "load_running", self._confinement)
         spec_folder = self._workshop.specs / self._run.run_id
-        spec = model_spec(self._run, self.made, self._workshop.settings, self._folder)
-        await asyncio.to_thread(_write_spec, spec_folder, spec)
+        try:
+            return await self._prove_by(spec_folder)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, spec_folder, ignore_errors=True)
+
+    async def _prove_by(self, spec_folder: Path) -> Params:
+        assert self._environment is not None  # noqa: S101 - _build set it
+        settings = self._workshop.settings
+        spec = model_spec(self._run, self.made, settings, self._folder)
+        await asyncio.to_thread(write_spec, spec_folder, spec)
+        self._workshop.reached(Point.PREPARE_SPEC)
         process = ModelProcess(
             command="prove",
             python=self._environment.python,
@@ -240,28 +274,50 @@ class Attempt:
             folder=self._folder,
             spec=spec_folder / "spec.json",
             gpu="" if self.made.device == CPU else self.made.device,
+            nodes=await self._workshop.devices.nodes(self.made.device),
             threads=spec["threads"],
-            memory_bytes=self._workshop.settings.model_memory_bytes,
+            memory_bytes=settings.model_memory_bytes,
+            # An endless loop ends even if nobody is left to watch the deadlines.
+            cpu_seconds=math.ceil(
+                spec["threads"] * (settings.load_seconds + settings.smoke_seconds)
+            ),
+            hear=self._workshop.logs.writer(self._run.run_id, Step.LOAD),
         )
         child = await self._workshop.sandbox.start(launch_of(process))
         try:
-            return await self._follow(child)
+            self._workshop.reached(Point.PREPARE_PROVING)
+            passport = await self._follow(child)
         finally:
             await child.kill()
-            await asyncio.to_thread(shutil.rmtree, spec_folder, ignore_errors=True)
+        self._begin(Step.PASSPORT, "passport_running")
+        sandbox, seconds = self._workshop.sandbox, settings.load_seconds
+        size = await pack(sandbox, process, spec, passport, seconds)
+        is_kept = size > 0 and await self._may_keep(self._folder / PACKED)
+        warnings = [*self._notes, *passport["warnings"]]
+        return {**passport, "warnings": warnings, "packed_bytes": size if is_kept else 0}
+
+    async def _may_keep(self, added: Path) -> bool:
+        """Count what was added to the run's folder; beyond what its owner may store it goes again."""
+        usage = self._workshop.usage
+        try:
+            await usage.recount(self._run)
+        except BusyError:
+            await asyncio.to_thread(shutil.rmtree, added, ignore_errors=True)
+            return False
+        return True
 
     async def _follow(self, child: Child) -> Params:
-        settings = self._workshop.settings
+        settings, events = self._workshop.settings, Events(child)
         try:
             async with asyncio.timeout(settings.load_seconds):
-                loaded = await self._until(child, "loaded", Step.LOAD)
+                loaded = await self._until(child, events, "loaded", Step.LOAD)
         except TimeoutError:
             raise StepFailedError("load_timeout", seconds=round(settings.load_seconds)) from None
-        await self._done(Step.LOAD, "load_done", seconds=_seconds_in(loaded))
-        self._say(Step.SMOKE, "smoke_running")
+        await self._done(Step.LOAD, "load_done", seconds=seconds_in(loaded))
+        self._begin(Step.SMOKE, "smoke_running")
         try:
             async with asyncio.timeout(settings.smoke_seconds):
-                event = await self._until(child, "passport", Step.SMOKE)
+                event = await self._until(child, events, "passport", Step.SMOKE)
         except TimeoutError:
             raise StepFailedError(
                 "smoke_test_timed_out", seconds=round(settings.smoke_seconds)
@@ -276,13 +332,9 @@ class Attempt:
         )
         return passport
 
-    async def _until(self, child: Child, wanted: str, step: Step) -> Params:
+    async def _until(self, child: Child, events: Events, wanted: str, step: Step) -> Params:
         """Follow the child's events up to the wanted one; its text is not trusted."""
-        while (line := await child.line()) is not None:
-            try:
-                event = read_event(line)
-            except ValueError:
-                continue
+        while (event := await events.next()) is not None:
             kind = event.get("event")
             if kind == wanted:
                 return event
@@ -291,20 +343,14 @@ class Attempt:
                     said = read_text(event)
                     self._say(step, said["code"], said["params"])
             if kind == "failed":
-                raise _named_failure(event)
-        raise _abrupt_end(await child.wait(), last_words(child.log))
+                raise await failure_of(child, event)
+        raise abrupt_end(await child.wait(), last_words(child.log))
 
     async def _finish(self, passport: Params) -> None:
         assert self._environment is not None  # noqa: S101 - _build set it
-        self._say(Step.PASSPORT, "passport_running")
-        lock = self._environment.lock
-        passport = {
-            **passport,
-            "digest": self._run.digest,
-            "lock": lock.text,
-            "environment": lock.digest,
-            "lock_device": lock.device,
-        }
+        assert self._report is not None  # noqa: S101 - _inspect set it
+        made_with, lock = self._report.made_with, self._environment.lock
+        passport = sealed(passport, digest=self._run.digest, lock=lock, made_with=made_with)
         written = self._mark(
             Step.PASSPORT,
             Phase.SUCCEEDED,
@@ -319,71 +365,20 @@ class Attempt:
             ),
         )
         self.made = replace(written, phase=Phase.SUCCEEDED, passport=passport)
-        await self._store.save_preparation(self.made)
+        await self._keep_passport()
+        self._workshop.reached(Point.PREPARE_PASSPORT_DONE)
         self._workshop.observe(Step.PASSPORT, Phase.SUCCEEDED, self._seconds())
+
+    async def _keep_passport(self) -> None:
+        """Keep what the whole preparation was for; a database that is held is waited for."""
+        for _ in range(_KEEP_TRIES - 1):
+            with suppress(UnavailableError):
+                return await self._store.save_preparation(self.made)
+            await asyncio.sleep(_KEEP_PAUSE_SECONDS)
+        return await self._store.save_preparation(self.made)
 
 
 def _size(size_bytes: int) -> str:
     if size_bytes < _MEBIBYTE:
         return f"{size_bytes / 1024:.3g} KB"
     return f"{size_bytes / _MEBIBYTE:.4g} MB"
-
-
-def _empty_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _settle_files(blob: Path, folder: Path, report: InspectionReport) -> None:
-    """Give a bare file its place: it needs no copy, the artifact itself is the model's file.
-
-    Raises:
-        StepFailedError: what was unpacked is not what was reported.
-    """
-    file = folder / report.file
-    if not os.path.lexists(file):
-        os.link(blob, file)
-    names = [report.file, *([report.sample] if report.sample else [])]
-    for name in names:
-        with suppress(OSError):
-            if stat.S_ISREG((folder / name).lstat().st_mode):
-                continue
-        raise StepFailedError("inspection_failed", evidence=name)
-
-
-def _write_spec(folder: Path, spec: Params) -> None:
-    _empty_folder(folder)
-    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-
-
-async def _last_event(child: Child) -> Params:
-    last = None
-    while (line := await child.line()) is not None:
-        last = line
-    code = await child.wait()
-    try:
-        return read_event(last or "")
-    except ValueError:
-        raise _abrupt_end(code, last_words(child.log)) from None
-
-
-def _named_failure(event: Params) -> StepFailedError:
-    try:
-        code, evidence, params = read_failure(event)
-    except ValueError:
-        return StepFailedError("step_crashed")
-    return StepFailedError(code, evidence=evidence, **params)
-
-
-def _abrupt_end(code: int, evidence: str) -> StepFailedError:
-    if code in {-9, 137} or "MemoryError" in evidence or "bad_alloc" in evidence:
-        return StepFailedError("out_of_memory", evidence=evidence)
-    reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return StepFailedError("child_ended", reason=reason, evidence=evidence)
-
-
-def _seconds_in(event: Params) -> float:
-    seconds = event.get("seconds")
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        raise StepFailedError("step_crashed", evidence="seconds")
-    return round(float(seconds), 2)

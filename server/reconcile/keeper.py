@@ -6,22 +6,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from server.engines.base import STUCK, EngineError
+from server.errors import PersephoneError, UnavailableError
+from server.faults import Point
+from server.logs import deployment_id_var, run_id_var
 from server.reconcile.backoff import Crashes
+from server.reconcile.leaving import Leaving
+from server.reconcile.ports import OwnPort
+from server.reconcile.reasons import looping, told
 from server.reconcile.replica_set import ReplicaSet
+from server.reconcile.stops import Stops
 from server.records import Deployment, DeploymentKey, Text
 from server.states import Action, Seen, Wanted, goal, next_action
+from server.store import timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
-    from server.engines.base import Engine, Replica, ReplicaSpec
-    from server.errors import PersephoneError
+    from server.engines.base import Engine, Replica
+    from server.reconcile.hooks import Hooks
     from server.reconcile.replica_set import Member
     from server.reconcile.starts import Starts
+    from server.records import Event
     from server.store.state import Store
 
 logger = logging.getLogger(__name__)
@@ -29,18 +39,10 @@ logger = logging.getLogger(__name__)
 RESYNC_SECONDS = 5.0
 # As long as a restart is quick, callers wait in the accept queue and notice nothing.
 NOBODY_HOME_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What the rest of the service does around a deployment's steps."""
-
-    make_spec: Callable[[Deployment, int, str, int], Awaitable[ReplicaSpec]]
-    joined: Callable[[Replica], Awaitable[None]]
-    left: Callable[[Replica], Awaitable[None]]
-    unused: Callable[[str], Awaitable[None]]
-    restarted: Callable[[DeploymentKey], None]
-    ended: Callable[[DeploymentKey, str], None]
+# As long as the disk does not let them be kept.
+_UNTOLD = 100
+_SEEN = ("serving_version", "serving_run_id", "failed_version", "message")
+_NOTHING_SEEN: dict[str, Any] = dict.fromkeys(_SEEN)
 
 
 class Keeper:
@@ -64,11 +66,15 @@ class Keeper:
         self._clock = clock
         self._serving: ReplicaSet | None = None
         self._candidate: ReplicaSet | None = None
-        self._listening = asyncio.Lock()
+        self._port = OwnPort(key, store, engine, hooks.reached)
         self._crashes = Crashes()
         self._absent_since = clock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._leaving = Leaving(key, store, hooks)
+        self._stops = Stops(store)
         self._poked = asyncio.Event()
+        self._is_behind = False
+        # What happened and is not kept yet.
+        self._untold: deque[Event] = deque(maxlen=_UNTOLD)
 
     @property
     def replicas(self) -> list[Replica]:
@@ -78,6 +84,11 @@ class Keeper:
     def poke(self) -> None:
         """Look again now."""
         self._poked.set()
+
+    def holds(self, run_id: str) -> bool:
+        """Whether a run is served or brought up here, or what it had is still ending."""
+        live = {one.run_id for one in (self._serving, self._candidate) if one is not None}
+        return run_id in live or self._leaving.holds(run_id)
 
     def seen(self, made: Deployment) -> Seen:
         """Return what is seen of the deployment."""
@@ -94,36 +105,50 @@ class Keeper:
 
     async def run(self) -> None:
         """Reconcile until the deployment is gone; an unforeseen error is logged and retried."""
+        self._leaving.open()
         while (made := self._store.deployments.get(self._key)) is not None:
             self._poked.clear()
+            run_id_var.set(made.run_id)
+            deployment_id_var.set(made.id)
+            began = self._clock()
             try:
                 acted = await self._step(made)
+                self._leaving.notice()
             except Exception:
                 # The one place that must never die: everything else is judged by its result.
                 logger.exception("reconciling %s failed", self._key.environment)
                 acted = False
                 await asyncio.sleep(1)
             if not acted:
-                await self._wait()
+                await self._wait(began)
         await self._leave()
 
-    async def _wait(self) -> None:
+    async def _wait(self, since: float) -> None:
+        """Wait for a poke, or for what was not due yet when the last step began."""
         now = self._clock()
         due = (self._crashes.retry_at, self._absent_since + NOBODY_HOME_SECONDS)
-        pause = min([RESYNC_SECONDS, *(at - now for at in due if at > now)])
-        try:
-            await asyncio.wait_for(self._poked.wait(), pause)
-        except TimeoutError:
-            return
+        pause = min([RESYNC_SECONDS, *(max(0.0, at - now) for at in due if at > since)])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._poked.wait()
 
     async def _step(self, made: Deployment) -> bool:
         """Do the one next step; return whether there may be another one at once."""
         await self._notice_crashes(made)
+        await self._notice_deletion()
         made = self._store.deployments.get(self._key) or made
         action = next_action(made.wanted, made.version, self.seen(made))
+        with self._hooks.around(made, action):
+            return await self._act(made, action)
+
+    async def _act(self, made: Deployment, action: Action) -> bool:
         match action:
             case Action.NOTHING | Action.WAIT | Action.BACK_OFF:
                 await self._attend(made)
+                if action is Action.NOTHING:
+                    if self._is_behind:
+                        await self._saw(made)
+                    await self._stops.settle(made, is_behind=self._is_behind)
                 return False
             case Action.START:
                 await self._start(made)
@@ -136,6 +161,23 @@ class Keeper:
             case Action.STOP:
                 await self._stop(made)
         return True
+
+    async def _saw(self, made: Deployment) -> None:
+        """Keep what was seen; a disk that does not let us holds nothing up and is asked again."""
+        known = self._store.deployments.get(self._key)
+        if known is not None:
+            # The port may have been given away meanwhile.
+            made = replace(made, port=known.port)
+        try:
+            await self._store.saw(made, self._untold)
+        except PersephoneError as error:
+            logger.warning("what was seen of %s cannot be kept: %s", self._key.environment, error)
+            # It is shown now, and kept when there is nothing else to do.
+            self._store.show_seen(made)
+            self._is_behind = True
+        else:
+            self._is_behind = False
+            self._untold.clear()
 
     async def _attend(self, made: Deployment) -> None:
         """Answer for the replicas while there is none; close the address of a stopped one."""
@@ -166,35 +208,33 @@ class Keeper:
         self._candidate = started
 
     async def _bring_up(self, made: Deployment, of: ReplicaSet, member: Member) -> None:
-        await self._listen(made)
+        await self._port.open(made)
         spec = await self._hooks.make_spec(made, of.version, of.run_id, member.ordinal)
+        self._hooks.reached(Point.DEPLOY_DESCRIBED)
         async with self._starts.place():
             replica = await self._engine.start(spec)
             member.started(replica, self.poke)
+            self._hooks.reached(Point.DEPLOY_SPAWNED)
             await replica.ready()
-
-    async def _listen(self, made: Deployment) -> None:
-        async with self._listening:
-            others = {other.port for other in self._store.deployments.values()}
-            port = await self._engine.listen(self._key, made.port, reserved=others)
-            known = self._store.deployments[self._key]
-            if port != known.port:
-                # A candidate has no other writer of what is seen until it is admitted or judged.
-                await self._store.saw(replace(known, port=port))
+            self._hooks.reached(Point.DEPLOY_READY)
 
     async def _admit(self, made: Deployment) -> None:
         fresh = self._candidate
         assert fresh is not None  # noqa: S101 - next_action admits only a candidate
         await self._engine.attend(self._key, nobody_home=False)
         await fresh.admit()
+        self._hooks.reached(Point.DEPLOY_ACCEPTING)
         serving = self._serving
         if serving is not None and serving.version != fresh.version:
             # Who is told that the new version serves shall not reach the old one any more.
             await serving.retreat()
+            self._hooks.reached(Point.HANDOVER_RETREATED)
         await asyncio.gather(*(self._hooks.joined(replica) for replica in fresh.replicas))
         fell_back = fresh.version != made.version
+        if fresh.version == made.serving_version:
+            self._untold.append(timeline.of_return(self._key, fresh.run_id, fresh.version))
         try:
-            await self._store.saw(
+            await self._saw(
                 replace(
                     made,
                     serving_version=fresh.version,
@@ -202,8 +242,9 @@ class Keeper:
                     message=made.message if fell_back else None,
                 )
             )
+            self._hooks.reached(Point.DEPLOY_SEEN)
         finally:
-            # Whatever the disk says: these take the traffic, and the old ones no more.
+            # Also when the service ends meanwhile: these take the traffic, the old ones no more.
             self._candidate = None
             self._take_over(fresh)
         if made.serving_version != fresh.version:
@@ -217,21 +258,10 @@ class Keeper:
             return
         self._serving = fresh
         if serving is not None:
-            self._retire(serving)
+            self._leaving.retire(serving)
 
     def _words(self, live: ReplicaSet) -> tuple[str, int, str]:
         return self._key.environment, live.version, live.run_id
-
-    def _retire(self, live: ReplicaSet) -> None:
-        task = asyncio.create_task(self._drain(live))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    async def _drain(self, live: ReplicaSet) -> None:
-        try:
-            await live.drain(self._hooks.left)
-        finally:
-            await self._hooks.unused(live.run_id)
 
     async def _judge(self, made: Deployment) -> None:
         """End a candidate that could not be brought up, or try again."""
@@ -240,20 +270,29 @@ class Keeper:
         failure = live.failure()
         await self._abandon()
         never_served = made.serving_version != live.version
-        text = Text(code=failure.code, params=_evident(failure))
+        text = told(failure)
         logger.warning("%s: version %s of run %s failed: %s", *self._words(live), failure)
         # What the model process named itself would end the same way the next time.
-        hopeless = not isinstance(failure, EngineError) or failure.permanent
+        hopeless = (
+            failure.permanent
+            if isinstance(failure, EngineError)
+            else not isinstance(failure, UnavailableError)
+        )
         self._crashes.add(
             live.version, self._clock(), replicas=made.replicas, count=len(live.members)
         )
-        if never_served and hopeless:
+        refused = isinstance(failure, EngineError) and failure.refused
+        if refused or (never_served and hopeless):
             await self._give_up(made, live.version, text)
-        elif self._crashes.loops:
+        elif self._crashes.loops and (never_served or live.stood):
             is_crash = text.code == "replica_ended"
-            await self._give_up(made, live.version, _looping(text) if is_crash else text)
+            await self._give_up(made, live.version, looping(text) if is_crash else text)
         else:
-            await self._store.saw(replace(made, message=text))
+            # What has served is not to blame for a machine that cannot start it now.
+            self._untold.append(
+                timeline.of_failed_start(self._key, live.run_id, live.version, text)
+            )
+            await self._saw(replace(made, message=text))
 
     async def _give_up(self, made: Deployment, version: int, text: Text) -> None:
         self._crashes.clear()
@@ -262,42 +301,34 @@ class Keeper:
             # What is left of it would be next.
             live, self._serving = self._serving, None
             self._absent_since = self._clock()
-            self._retire(live)
+            self._leaving.retire(live)
+        self._hooks.reached(Point.DEPLOY_FAILING)
         if version == made.version:
-            await self._store.saw(replace(made, failed_version=version, message=text))
+            await self._saw(replace(made, failed_version=version, message=text))
         else:
             # The version before a failed one cannot serve either: nothing is left to try.
-            await self._store.saw(
-                replace(made, serving_version=None, serving_run_id=None, message=text)
-            )
+            await self._saw(replace(made, serving_version=None, serving_run_id=None, message=text))
+        self._hooks.reached(Point.DEPLOY_FAILED)
 
     async def _abandon(self) -> None:
         live, self._candidate = self._candidate, None
         assert live is not None  # noqa: S101 - next_action abandons only a candidate
         await live.abandon()
-        await self._hooks.unused(live.run_id)
 
     async def _stop(self, made: Deployment) -> None:
         """Take down what serves, and forget what did: there may be no process any more."""
         await self._engine.unlisten(self._key)
+        self._hooks.reached(Point.STOP_CLOSED)
         live, self._serving = self._serving, None
         self._absent_since = self._clock()
         self._crashes.clear()
         try:
             if live is not None:
-                await self._drain(live)
+                await self._leaving.end(live)
+            self._hooks.reached(Point.STOP_ENDED)
         finally:
-            await self._store.saw(
-                replace(
-                    made,
-                    serving_version=None,
-                    serving_run_id=None,
-                    failed_version=None,
-                    message=None,
-                )
-            )
-        for run_id in {made.run_id, made.serving_run_id} - {None}:
-            await self._hooks.unused(str(run_id))
+            await self._saw(replace(made, **_NOTHING_SEEN))
+            self._hooks.reached(Point.STOP_SEEN)
         self._hooks.ended(self._key, "stopped")
 
     async def _notice_crashes(self, made: Deployment) -> None:
@@ -311,24 +342,38 @@ class Keeper:
         text = Text(code="replica_ended")
         for member in crashed:
             failure = member.failure()
-            text = Text(code=failure.code, params=_evident(failure))
+            text = told(failure)
             logger.warning("%s: version %s of run %s crashed: %s", *self._words(serving), failure)
             if failure.code != STUCK:
                 # A hanging prediction was the caller's input; it is no reason to give up.
                 self._crashes.add(serving.version, self._clock(), replicas=made.replicas)
+            self._untold.append(
+                timeline.of_crash(self._key, serving.run_id, serving.version, member.ordinal, text)
+            )
             self._hooks.restarted(self._key)
             # Its target stays and reads as down until the replica is back.
             await member.stop()
         if self._crashes.loops:
-            await self._give_up(made, serving.version, _looping(text))
+            await self._give_up(made, serving.version, looping(text))
         else:
-            await self._store.saw(replace(made, message=text))
+            await self._saw(replace(made, message=text))
+
+    async def _notice_deletion(self) -> None:
+        """Take down a deleted run that served until another one of its model is ready."""
+        known = self._store.deployments.get(self._key)
+        served = None if known is None else known.serving_run_id
+        if known is None or served is None or served in self._store.runs:
+            return
+        live = self._serving
+        if live is not None and live.run_id == served:
+            self._serving = None
+            self._absent_since = self._clock()
+            self._leaving.retire(live)
+        await self._saw(replace(known, serving_version=None, serving_run_id=None))
 
     async def close(self) -> None:
         """Let go of what is half done; the engine ends the processes."""
-        for task in self._retiring:
-            task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._leaving.close()
         for live in (self._serving, self._candidate):
             if live is not None:
                 await live.forget()
@@ -340,17 +385,6 @@ class Keeper:
         await self._engine.unlisten(self._key)
         if self._serving is not None:
             live, self._serving = self._serving, None
-            await self._drain(live)
-        if self._retiring:
-            await asyncio.wait(self._retiring)
-
-
-def _looping(last: Text) -> Text:
-    """Say that it crashes again and again, and how it did the last time."""
-    reason = {"code": last.code, "params": last.params}
-    return Text(code="crash_loop", params={"warnings": [reason]})
-
-
-def _evident(failure: PersephoneError) -> dict[str, object]:
-    evidence = getattr(failure, "evidence", "")
-    return {**failure.params, "evidence": evidence} if evidence else failure.params
+            self._leaving.retire(live)
+        self._leaving.notice()
+        await self._leaving.wait()

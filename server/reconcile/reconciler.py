@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from server.reconcile.keeper import Hooks, Keeper
+from server.cores import usable_cores
+from server.errors import PersephoneError
+from server.reconcile.keeper import Keeper
 from server.reconcile.starts import Starts
-from server.states import Seen, Wanted
+from server.states import Seen
+from server.store import timeline
 
 if TYPE_CHECKING:
     from server.engines.base import Engine, Replica
+    from server.reconcile.hooks import Hooks
     from server.records import Deployment, DeploymentKey
     from server.store.state import Store
 
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 
@@ -27,10 +32,19 @@ class Reconciler:
         self._store = store
         self._engine = engine
         self._hooks = hooks
-        self._starts = Starts(2 * (os.cpu_count() or 1))
+        self._starts = Starts(2 * usable_cores())
         self._keepers: dict[DeploymentKey, Keeper] = {}
         self._tasks: dict[DeploymentKey, asyncio.Task[None]] = {}
         self._closing = False
+
+    async def tell_restart(self) -> None:
+        """Let the runs that are to be up know that the service began anew; a full disk keeps it back."""
+        events = timeline.of_restart(self._store.deployments.values())
+        try:
+            if events:
+                await self._store.tell(events)
+        except PersephoneError as error:
+            logger.warning("that the service was restarted cannot be kept: %s", error)
 
     def open(self) -> None:
         """Start again everything that is wanted."""
@@ -67,21 +81,27 @@ class Reconciler:
         if key in self._store.deployments and not self._closing:
             self.poke(key)
 
+    def is_going(self, key: DeploymentKey) -> bool:
+        """Whether a deleted deployment is still being taken down."""
+        return key in self._tasks and key not in self._store.deployments
+
     async def gone(self, key: DeploymentKey) -> None:
         """Wait until a deleted deployment has been taken down."""
-        task = self._tasks.get(key)
-        if task is not None:
+        if self.is_going(key):
             self._keepers[key].poke()
-            await asyncio.wait([task])
+            await asyncio.wait([self._tasks[key]])
 
-    async def stopped(self, key: DeploymentKey) -> None:
-        """Wait until a deployment that is wanted down has no replica any more."""
+    async def left(self, key: DeploymentKey, run_id: str) -> None:
+        """Wait until nothing of a deleted run is left in a deployment that it shared."""
         self.poke(key)
-        while (made := self._store.deployments.get(key)) is not None:
-            seen = self.seen(made)
-            if made.wanted is Wanted.UP or (seen.serving, seen.candidate) == (None, None):
-                return
+        while (keeper := self._keepers.get(key)) is not None and keeper.holds(run_id):
+            keeper.poke()
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def renew(self, owner: str, model: str) -> None:
+        """Let the replicas of an owner's model know that other tokens are good for it."""
+        keys = [key for key in self._store.deployments if (key.owner, key.model) == (owner, model)]
+        await asyncio.gather(*(self._engine.renew(key) for key in keys))
 
     def seen(self, made: Deployment) -> Seen:
         """Return what is seen of a deployment."""

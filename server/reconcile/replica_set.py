@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from server.engines.base import EngineError
 from server.errors import PersephoneError
+from server.machine import explained
 from server.states import Candidate
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class Member:
         """Return why it failed."""
         assert self.task is not None  # noqa: S101 - a member in the state FAILED has one
         error = self.task.exception()
-        if isinstance(error, PersephoneError):
-            return error
+        known = explained(error) if isinstance(error, OSError) else error
+        if isinstance(known, PersephoneError):
+            return known
         if error is not None:
             logger.error("a replica could not be started", exc_info=error)
             return EngineError("internal_error")
@@ -107,6 +109,12 @@ class ReplicaSet:
     def failure(self) -> PersephoneError:
         """Return why the first one that failed did."""
         return next(member.failure() for member in self.members if member.state is Candidate.FAILED)
+
+    @property
+    def stood(self) -> bool:
+        """Whether the process of every member that failed was started at all."""
+        failed = (member for member in self.members if member.state is Candidate.FAILED)
+        return all(member.replica is not None for member in failed)
 
     def vacant(self) -> list[int]:
         """List the ordinals, of as many replicas as were wanted, that no member has."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metrics import names
 from metrics.exposition import ExpositionError
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Others have their turn after so many: a thousand would take a quarter of a second.
+_GATEWAYS_AT_ONCE = 20
+
 
 def target_of(replica: Replica) -> Target:
     """Return how monitors know a replica; a restarted one keeps its labels."""
@@ -38,20 +41,29 @@ def target_of(replica: Replica) -> Target:
     )
 
 
-def _gateway_target(made: Deployment) -> Target:
+def _gateway_target(made: Deployment, run_id: str, version: int) -> Target:
     return Target(
-        run_id=made.run_id,
+        run_id=run_id,
         model=made.key.model,
         environment=made.key.environment,
         replica=names.GATEWAY_REPLICA,
-        version=str(made.version),
+        version=str(version),
     )
+
+
+def _gateway_targets(made: Deployment) -> set[Target]:
+    """Return in whose names the service itself counts: of what is wanted and of what serves."""
+    found = {_gateway_target(made, made.run_id, made.version)}
+    if made.serving_run_id is not None and made.serving_version is not None:
+        found.add(_gateway_target(made, made.serving_run_id, made.serving_version))
+    return found
 
 
 class Scraper:
     """The targets there are; scrapes each of them for the embedded monitor.
 
-    ``scraped`` is told of every scrape: whether it succeeded, and its seconds.
+    ``scraped`` is told of every scrape: whether it succeeded, and its seconds. ``changed`` is
+    told that there are other targets than before.
     """
 
     def __init__(
@@ -61,40 +73,46 @@ class Scraper:
         *,
         seconds: float,
         scraped: Callable[[bool, float], None],
+        changed: Callable[[], None],
     ) -> None:
         self._store = store
         self.monitor = monitor
         self._seconds = seconds
         self._scraped = scraped
+        self._changed = changed
         self._replicas: dict[Target, tuple[DeploymentKey, Replica]] = {}
-        self._refusals: dict[Target, InferenceInstruments] = {}
+        self._own: dict[Target, InferenceInstruments] = {}
+        self._by_id: dict[str, Target] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
+        # Of the process behind each of the replicas: done once it has ended.
+        self._ended: dict[Target, asyncio.Future[EngineError]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begin to scrape."""
-        self._task = asyncio.create_task(self._scrape_gateways())
+        self._task = asyncio.create_task(self._keep_scraping_gateways())
 
     async def close(self) -> None:
         """Stop scraping."""
-        tasks = [*self._tasks.values(), *([self._task] if self._task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        own = [self._task] if self._task is not None else []
+        waited: list[asyncio.Future[Any]] = [*own, *self._tasks.values(), *self._ended.values()]
+        for each in waited:
+            each.cancel()
+        await asyncio.gather(*waited, return_exceptions=True)
 
     def targets(self) -> list[Target]:
         """Return every target that Prometheus should scrape."""
-        return [*self._replicas, *self._refusals]
+        return list(self._by_id.values())
 
     def find(self, target_id: str) -> Target | None:
         """Return the target of that id."""
-        return next((target for target in self.targets() if target.id == target_id), None)
+        return self._by_id.get(target_id)
 
     async def fresh_text(self, target: Target) -> str | None:
         """Scrape a target now; None if it does not answer."""
-        refusals = self._refusals.get(target)
-        if refusals is not None:
-            return refusals.text()
+        own = self._own.get(target)
+        if own is not None:
+            return own.text()
         known = self._replicas.get(target)
         if known is None:
             return None
@@ -106,18 +124,34 @@ class Scraper:
         """Count a prediction that was turned away because no replica could answer it."""
         made = self._store.deployments.get(key)
         if made is not None:
-            self._instruments(_gateway_target(made)).observe(names.ERROR_CLASS, 0.0)
+            instruments = self._instruments(_gateway_target(made, made.run_id, made.version))
+            instruments.observe(names.ERROR_CLASS, None, overloaded=True)
+
+    def probed(self, made: Deployment, *, passed: bool) -> None:
+        """Count a probe of what serves a deployment."""
+        if made.serving_run_id is not None and made.serving_version is not None:
+            target = _gateway_target(made, made.serving_run_id, made.serving_version)
+            self._instruments(target).probe(passed=passed)
 
     def _instruments(self, target: Target) -> InferenceInstruments:
-        found = self._refusals.get(target)
+        found = self._own.get(target)
         if found is None:
-            found = self._refusals[target] = InferenceInstruments(None, started_at=time.time())
+            found = InferenceInstruments(None, started_at=time.time(), probes=True)
+            self._own[target] = found
+            self._expect(target)
         return found
+
+    def _expect(self, target: Target) -> None:
+        if target.id not in self._by_id:
+            self._by_id[target.id] = target
+            self._changed()
 
     async def joined(self, replica: Replica) -> None:
         """Begin to scrape a replica that takes traffic now; its first figures are zeros."""
         target = target_of(replica)
         self._replicas[target] = (replica.spec.key, replica)
+        self._watch_end(target, replica)
+        self._expect(target)
         await self._scrape(target)
         task = self._tasks.get(target)
         if task is None or task.done():
@@ -132,8 +166,19 @@ class Scraper:
         await self._scrape(target)
         self._forget(target)
 
+    def _watch_end(self, target: Target, replica: Replica) -> None:
+        known = self._ended.pop(target, None)
+        if known is not None:
+            known.cancel()
+        self._ended[target] = asyncio.ensure_future(replica.ended())
+
     def _forget(self, target: Target) -> None:
         self._replicas.pop(target, None)
+        ended = self._ended.pop(target, None)
+        if ended is not None:
+            ended.cancel()
+        self._by_id.pop(target.id, None)
+        self._changed()
         self.monitor.drop(target)
         task = self._tasks.pop(target, None)
         if task is not None:
@@ -156,15 +201,19 @@ class Scraper:
         if known is None:
             return
         key, replica = known
-        at = time.time()
+        at, began = self.monitor.now(), time.perf_counter()
         try:
             text: str | None = await replica.scrape()
         except EngineError as error:
             logger.debug("scrape of %s failed: %s", target.id, error)
             text = None
         is_up = self.monitor.ingest(target, at, text)
-        self._scraped(is_up, time.time() - at)
-        if not is_up and not self._may_return(target, key):
+        self._scraped(is_up, time.perf_counter() - began)
+        # One that is only too busy to answer, right after it was admitted or while it drains, is
+        # scraped again.
+        ended = self._ended.get(target)
+        has_ended = ended is None or ended.done()
+        if not is_up and has_ended and not self._may_return(target, key):
             self._forget(target)
 
     def _may_return(self, target: Target, key: DeploymentKey) -> bool:
@@ -176,19 +225,33 @@ class Scraper:
             and str(made.serving_version) == target.version
         )
 
-    async def _scrape_gateways(self) -> None:
+    async def _keep_scraping_gateways(self) -> None:
         while True:
-            wanted = {
-                _gateway_target(made)
-                for made in self._store.deployments.values()
-                if made.wanted is Wanted.UP
-            }
-            for target in wanted:
-                self.monitor.ingest(target, time.time(), self._instruments(target).text())
-            for gone in set(self._refusals) - wanted:
-                del self._refusals[gone]
-                self.monitor.drop(gone)
+            try:
+                await self._scrape_gateways()
+            except Exception:
+                logger.exception("the scrape of the gateways failed; it is tried again")
             await asyncio.sleep(self._seconds)
+
+    async def _scrape_gateways(self) -> None:
+        wanted: set[Target] = set()
+        for made in self._store.deployments.values():
+            if made.wanted is Wanted.UP:
+                wanted |= _gateway_targets(made)
+        for gone in set(self._own) - wanted:
+            del self._own[gone]
+            self._by_id.pop(gone.id, None)
+            self._changed()
+            self.monitor.drop(gone)
+        for number, key in enumerate(list(self._store.deployments)):
+            if number % _GATEWAYS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            known = self._store.deployments.get(key)
+            if known is None or known.wanted is not Wanted.UP:
+                continue
+            for target in _gateway_targets(known):
+                text = self._instruments(target).text()
+                self.monitor.ingest(target, self.monitor.now(), text)
 
 
 def _info(replica: Replica) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Bounds how many replicas start at a time: on few cores they slow each other down."""
+"""Bounds how many replicas start, or are probed, at a time: on few cores they slow each other down."""
 
 from __future__ import annotations
 

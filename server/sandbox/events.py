@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from server.scrubbing import scrubbed
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from server.records import Params
+    from server.sandbox.child import Child
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _TEXT_CHARS = 300
+_LAST_LINES = 5
+_WORD = re.compile(r"\w")
 _PARAMS = 30
 _ITEMS = 100
 _DEPTH = 12
+# A passport is the only long thing that a child has to say.
+_SHORT_CHARS = 4096
+_LONG_LINES = 4
+_PARTS = 200_000
 # The answers to people are written by an encoder that knows no larger ones.
 _LEAST, _MOST = -(2**63), 2**64 - 1
 # "warnings" is the service's own: in it lie messages, rendered inside of a message.
-_NO_PARAMS = ("evidence", "permanent", "warnings")
+_NO_PARAMS = ("evidence", "permanent", "refused", "warnings")
 
 
 def read_event(said: str | bytes) -> Params:
@@ -36,6 +46,44 @@ def read_event(said: str | bytes) -> Params:
     if not isinstance(event, dict):
         raise ValueError("object")  # noqa: TRY004 - what a child says wrongly is one kind of error
     return event
+
+
+class Events:
+    """The events of one child, as far as they can be read.
+
+    Of long lines only a few are, beside everything else: reading what is made for it would keep the
+    service from its other callers for seconds.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._long_lines = 0
+
+    async def next(self) -> Params | None:
+        """Return the next one, or None at the end of what the child says."""
+        while (line := await self._child.line()) is not None:
+            if len(line) > _SHORT_CHARS:
+                self._long_lines += 1
+                if self._long_lines > _LONG_LINES:
+                    continue
+            try:
+                return await read_line(line)
+            except ValueError:
+                continue
+        return None
+
+
+async def read_line(line: str) -> Params:
+    """Read an event as ``read_event`` does, a long one in a thread.
+
+    Raises:
+        ValueError: it is none, or has far more parts than any of ours.
+    """
+    if len(line) <= _SHORT_CHARS:
+        return read_event(line)
+    if sum(line.count(mark) for mark in ",[{") > _PARTS:
+        raise ValueError("parts")
+    return await asyncio.to_thread(read_event, line)
 
 
 def read_text(said: Any) -> Params:
@@ -72,9 +120,18 @@ def read_failure(said: Any) -> tuple[str, str, Params]:
 
 
 def last_words(log: Iterable[str]) -> str:
-    """Return the last line that is not empty of what a child wrote to its log."""
-    lines = [line for line in log if line.strip()]
-    return lines[-1] if lines else ""
+    """Return the last lines of what a child wrote to its log, as many as evidence has room for.
+
+    They stand in their order with bars between them, without paths; the last one is always there.
+    """
+    words: list[str] = []
+    for line in reversed([line for line in log if _WORD.search(line)]):
+        words.insert(0, scrubbed(line))
+        if len(words) == _LAST_LINES or len(" | ".join(words)) > _TEXT_CHARS:
+            break
+    if len(words) > 1 and len(" | ".join(words)) > _TEXT_CHARS:
+        del words[0]
+    return " | ".join(words)
 
 
 def _sound(value: Any, depth: int) -> Any:

@@ -1,41 +1,48 @@
-"""Starts child processes that die with the service: confined by bubblewrap where it works."""
+"""Starts child processes that die with the service, confined as far as this machine allows."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
 import shutil
-import signal
 import sys
-from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from server.sandbox.bubblewrap import DEVICES, SCRATCH, SYSTEM_FILES, SYSTEM_FOLDERS, View
+from server.sandbox.child import LINE_BYTES, Child, nobody
+from server.sandbox.descriptors import refuse_without_descriptors
+from server.sandbox.inside.plan import Plan
+from server.sandbox.inside.reach import barrier
+from server.sandbox.levels import LAYERS, Level, needs_confinement
+from server.sandbox.memory import end_over
+from server.sandbox.users import ThreadCount, hand_over, take_back
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from server.sandbox.bubblewrap import Bubblewrap
+    from server.sandbox.cgroups import Cgroups, Group
+    from server.sandbox.users import Users
 
 logger = logging.getLogger(__name__)
 
-_PROBE_SECONDS = 10.0
-_LOG_LINES = 200
-_FILES = 4096
-# A passport carries its warm-up input: up to 65,536 numbers on one line.
-_LINE_BYTES = 8 * 1024 * 1024
-_LOG_CHARS = 2000
-_SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SYSTEM_FILES = (
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/sys/devices/system/cpu",
+REFUSED = "sandbox_too_weak"
+"""Code of the refusal to run a kind of model that could do what it likes here."""
+
+# A replica holds up to 512 connections on each of its two sockets.
+_FILES = 1280
+_THREADS = 512
+# What libraries ask for the share of the processors that a container has.
+_CONTAINER_FILES = (
+    "/sys/fs/cgroup/cpu.max",
+    "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    "/sys/fs/cgroup/cpu/cpu.cfs_period_us",
 )
-_GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 # The parent is compared once the signal is armed: a death before that would go unnoticed.
 _STILL_OURS = '[ "$PPID" = "$0" ] && exec "$@"'
 # The same where setpriv is not there to ask.
@@ -44,237 +51,222 @@ _DIE_WITH_PARENT = (
     "os.getppid()==int(sys.argv[1]) or sys.exit(1);os.execvp(sys.argv[2],sys.argv[2:])"
 )
 
-
-_TMP_BYTES = 1024**3
-_SHARED_MEMORY_BYTES = 256 * 1024**2
-# The strictest first. Without user namespaces root can still do without its capabilities.
-_NAMESPACES = (("--unshare-user", "--disable-userns"), ("--unshare-user",), ())
-# Root owns its files inside too, and in /proc/sys the switches of the whole machine.
-_PROBE = (
-    "import os, ssl, sys\n"
-    "with open('/proc/self/status') as file:\n"
-    "    rights = [int(line.split()[1], 16) for line in file if line.startswith('CapEff:')]\n"
-    "closed = [os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', '/proc')]\n"
-    "sys.exit(0 if rights == [0] and all(closed) else 'what runs inside keeps rights')\n"
+_ISOLATED = (
+    "import runpy,sys;sys.path.insert(0,sys.argv.pop(1));"
+    "runpy.run_module('server.sandbox.inside',run_name='__main__',alter_sys=True)"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One command to start and what it may see; paths are the same inside and outside.
+    """One program to start and what it may see; paths are the same inside and outside.
 
-    ``memory_bytes`` bounds the address space and ``file_bytes`` each file that is written; zero
-    leaves it unbounded. ``gpu`` lets the process reach the GPU's device nodes.
+    ``target`` is a module below ``tree`` whose function ``main`` takes ``arguments``; ``python``
+    is the interpreter of the environment whose packages it needs, None for the service's own
+    without any, and ``base`` the one that it was made of, None for the service's own. ``private`` are folders that no other process needs. ``memory_bytes`` bounds the
+    address space and ``file_bytes`` each file that is written, ``cpu_seconds`` the processor time;
+    zero leaves it unbounded; ``line_bytes`` bounds a line that it says. ``has_gpu`` asks for what CUDA
+    needs, ``gpu`` are the GPU's device nodes, ``hear`` takes each line of its log.
     """
 
-    argv: Sequence[str]
+    tree: Path
+    target: str
+    arguments: Sequence[str] = ()
+    python: Path | None = None
+    base: Path | None = None
     read_only: Sequence[Path] = ()
     writable: Sequence[Path] = ()
+    private: Sequence[Path] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     pass_fds: Sequence[int] = ()
     memory_bytes: int = 0
     file_bytes: int = 0
-    gpu: bool = False
+    cpu_seconds: int = 0
+    line_bytes: int = LINE_BYTES
+    has_gpu: bool = False
+    gpu: Sequence[str] = ()
+    hear: Callable[[str], None] = nobody
 
 
-class Child:
-    """A started process: its end, its output lines, its last log lines."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._reading = asyncio.create_task(self._read_log())
-
-    @property
-    def pid(self) -> int:
-        """Process id of the outermost process (the sandbox, if there is one)."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code; negative for a signal, None while it runs."""
-        return self._process.returncode
-
-    async def _read_log(self) -> None:
-        async for line in _lines(self._process.stderr):
-            self.log.append(line[:_LOG_CHARS])
-            logger.debug("child %s: %s", self.pid, line[:_LOG_CHARS])
-
-    async def line(self) -> str | None:
-        """Return the next line of its output, or None at the end."""
-        async for line in _lines(self._process.stdout):
-            return line
-        return None
-
-    async def wait(self) -> int:
-        """Wait until it has ended and its log was read."""
-        code = await self._process.wait()
-        with contextlib.suppress(TimeoutError):
-            # A grandchild that was killed with it may hold the pipe a moment longer.
-            await asyncio.wait_for(asyncio.shield(self._reading), 1)
-        return code
-
-    async def kill(self) -> None:
-        """End it with everything it started; already gone is success."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        await self.wait()
-        self._reading.cancel()
-
-
-async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
-    while stream is not None:
-        try:
-            line = await stream.readline()
-        except ValueError:
-            # A line over the limit: the reader has dropped it, and goes on after it.
-            continue
-        if not line:
-            return
-        yield line.decode(errors="replace").rstrip()
-
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """How child processes are confined on this machine; found out once, by really doing it."""
+    """How child processes are confined on this machine.
 
-    def __init__(
-        self, *, bubblewrap: str | None, namespaces: Sequence[str] = (), sizes: bool = False
-    ) -> None:
-        self._bubblewrap = bubblewrap
-        self._namespaces = tuple(namespaces)
-        self._sizes = sizes
+    ``problems`` say why it is no higher level. ``is_lenient`` lets every kind of model run below the
+    level at which code is shut in. ``users`` are there if the service is root;
+    ``reaches`` tells that paths have to be mounted for them. ``interpreter`` is a copy of the
+    service's own that they can read, if it is needed. ``cgroups`` are there where we may make some.
+    """
+
+    level: Level
+    problems: tuple[str, ...] = ()
+    is_lenient: bool = False
+    bubblewrap: Bubblewrap | None = None
+    users: Users | None = None
+    reaches: bool = False
+    interpreter: Path | None = None
+    cgroups: Cgroups | None = None
+    threads: ThreadCount = field(default_factory=ThreadCount)
 
     @property
-    def name(self) -> str:
-        """``bubblewrap`` or ``none``."""
-        return "none" if self._bubblewrap is None else "bubblewrap"
+    def layers(self) -> tuple[str, ...]:
+        """What confines: names of the layers, the outermost first."""
+        return LAYERS[self.level] if self.cgroups is None else (*LAYERS[self.level], "cgroups")
 
-    @property
-    def confines(self) -> bool:
-        """Whether code inside is kept from the rest of the machine."""
-        return self._bubblewrap is not None
+    def refusal(self, kind: str) -> dict[str, Any] | None:
+        """Return the parameters of the refusal to run models of a kind; None if they may run.
 
-    @classmethod
-    async def probe(cls) -> Sandbox:
-        """Start a real Python under bubblewrap: it has to work, and to be without rights."""
-        found = shutil.which("bwrap")
-        if found is None:
-            return cls(bubblewrap=None)
-        offered = await _options_of(found)
-        problem = ""
-        for namespaces in _NAMESPACES:
-            if offered.issuperset(namespaces):
-                candidate = cls(bubblewrap=found, namespaces=namespaces, sizes="--size" in offered)
-                problem = await candidate._problem()
-                if not problem:
-                    return candidate
-        logger.warning("bubblewrap does not work here: %s", problem)
-        return cls(bubblewrap=None)
-
-    async def _problem(self) -> str:
-        argv = [base_python(), "-I", "-S", "-c", _PROBE]
-        child = await self.start(Launch(argv=argv, read_only=[base_prefix()]))
-        try:
-            code = await asyncio.wait_for(child.wait(), _PROBE_SECONDS)
-        except TimeoutError:
-            await child.kill()
-            return f"no end within {_PROBE_SECONDS:.0f} s"
-        return "" if code == 0 else " | ".join(child.log) or f"exit code {code}"
+        Those that cannot hold code always may.
+        """
+        if self.level >= Level.KERNEL or self.is_lenient or not needs_confinement(kind):
+            return None
+        return {"kind": kind, "sandbox": self.level.value}
 
     async def start(self, launch: Launch) -> Child:
-        """Start a command that dies with the service.
+        """Start a program that dies with the service.
 
         Raises:
-            OSError: the program cannot be started.
+            OSError: it cannot be started.
         """
-        argv = self._limited(launch)
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(launch.env),
-            cwd="/",
-            pass_fds=tuple(launch.pass_fds),
-            start_new_session=True,
-            limit=_LINE_BYTES,
+        refuse_without_descriptors()
+        user = 0 if self.users is None else self.users.take()
+        group = None
+        try:
+            if self.cgroups is not None:
+                group = await asyncio.to_thread(self.cgroups.open, launch.memory_bytes, _THREADS)
+            entered = () if group is None else tuple(group.files)
+            argv = await asyncio.to_thread(self._prepare, launch, user, entered)
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=_environment(launch),
+                cwd="/",
+                pass_fds=(*launch.pass_fds, *entered),
+                start_new_session=True,
+                limit=launch.line_bytes,
+            )
+        except BaseException:
+            await self._release(launch, user, group)
+            raise
+        finally:
+            if group is not None:
+                group.close()
+        child = Child(process, partial(self._release, launch, user, group), launch.hear)
+        if launch.has_gpu and launch.memory_bytes and group is None:
+            child.watch(end_over(child, launch.memory_bytes))
+        return child
+
+    def _prepare(self, launch: Launch, user: int, entered: tuple[int, ...]) -> list[str]:
+        if user:
+            hand_over([*launch.private, *launch.writable], user)
+        plan = self._plan(launch, user, entered)
+        argv = [str(self._python(launch)), *_program(launch)]
+        argv += [plan.text(), launch.target, *launch.arguments]
+        if self.bubblewrap is None:
+            return argv
+        view = View(
+            argv=argv,
+            env=_environment(launch),
+            read=self._seen(launch),
+            write=launch.writable,
+            devices=launch.gpu,
         )
-        return Child(process)
+        return self.bubblewrap.command(view)
 
-    def _limited(self, launch: Launch) -> list[str]:
-        limits: list[str] = []
-        prlimit = shutil.which("prlimit")
-        if prlimit is not None:
-            limits = [prlimit, "--core=0", f"--nofile={_at_most(resource.RLIMIT_NOFILE, _FILES)}"]
-            if launch.memory_bytes and not launch.gpu:
-                limits.append(f"--as={_at_most(resource.RLIMIT_AS, launch.memory_bytes)}")
-            if launch.file_bytes:
-                limits.append(f"--fsize={_at_most(resource.RLIMIT_FSIZE, launch.file_bytes)}")
-            limits.append("--")
-        if self._bubblewrap is not None:
-            # Killed before its inner half runs, it would leave that waiting for ever: its own
-            # --die-with-parent comes late enough, and a model process looks for us once it runs.
-            return [*limits, *self._confined(self._bubblewrap, launch)]
-        return [*dies_with_parent(), *limits, *launch.argv]
+    async def _release(self, launch: Launch, user: int, group: Group | None) -> None:
+        if group is not None:
+            # Nobody waits for it: the kernel may need a moment until it is empty.
+            removing = asyncio.get_running_loop().run_in_executor(None, group.remove)
+            removing.add_done_callback(lambda done: done.exception())
+        if user and self.users is not None:
+            await asyncio.to_thread(take_back, [*launch.private, *launch.writable])
+            self.users.give_back(user)
 
-    def _confined(self, bubblewrap: str, launch: Launch) -> list[str]:
-        argv = [bubblewrap, "--unshare-all", *self._namespaces, "--cap-drop", "ALL"]
-        argv += ["--die-with-parent", "--new-session", "--clearenv"]
-        for name, value in launch.env.items():
-            argv += ["--setenv", name, value]
-        for folder in _SYSTEM_FOLDERS:
-            path = Path(folder)
-            if path.is_symlink():
-                argv += ["--symlink", str(path.readlink()), folder]
-            elif path.exists():
-                argv += ["--ro-bind", folder, folder]
-        argv += ["--proc", "/proc", "--dev", "/dev"]
-        argv += [*self._sized(_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
-        argv += [*self._sized(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
-        for name in _SYSTEM_FILES:
-            argv += ["--ro-bind-try", name, name]
-        if launch.gpu:
-            for node in _gpu_nodes():
-                argv += ["--dev-bind-try", node, node]
-        for path in launch.read_only:
-            argv += ["--ro-bind", str(path), str(path)]
-        for path in launch.writable:
-            argv += ["--bind", str(path), str(path)]
-        argv += ["--dir", "/empty", "--chdir", "/empty"]
-        # The switches of the machine in the first, memory without a bound in the others; what is
-        # mounted below them stays as it is.
-        argv += ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
-        return [*argv, "--", *launch.argv]
+    def may_use(self, base: Path) -> bool:
+        """Tell whether children can read an interpreter that is not the service's own."""
+        is_shown = self.users is None or self.bubblewrap is not None or self.reaches
+        return is_shown or barrier(_prefix(base) / "lib", -1) is None
 
-    def _sized(self, size_bytes: int) -> list[str]:
-        return ["--size", str(size_bytes)] if self._sizes else []
+    def _python(self, launch: Launch) -> Path:
+        if launch.base is not None:
+            return launch.base
+        if self.interpreter is not None:
+            return self.interpreter
+        return Path(base_python()) if launch.python is None else launch.python
+
+    def _plan(self, launch: Launch, user: int, entered: tuple[int, ...]) -> Plan:
+        contained = self.bubblewrap is not None
+        seen = [*map(str, self._seen(launch)), *_existing((*SYSTEM_FOLDERS, *SYSTEM_FILES))]
+        if not contained:
+            seen += _existing(_CONTAINER_FILES)
+        return Plan(
+            level=self.level,
+            limits=self._limits(launch, user),
+            # Inside a namespace of processes the service cannot be seen.
+            parent=0 if contained else os.getpid(),
+            user=user,
+            has_user_namespace=contained and bool(user),
+            reach=self.reaches,
+            read=tuple(seen),
+            write=(*map(str, launch.writable), *(SCRATCH if contained else ())),
+            devices=(*DEVICES, *_existing(launch.gpu)),
+            groups=entered,
+            python="" if launch.python is None else str(launch.python),
+            has_gpu=launch.has_gpu,
+        )
+
+    def _seen(self, launch: Launch) -> list[Path]:
+        base = launch.base or self.interpreter
+        prefix = base_prefix() if base is None else _prefix(base)
+        return [prefix, launch.tree, *launch.read_only, *launch.private]
+
+    def _limits(self, launch: Launch, user: int) -> dict[str, int]:
+        limits = {"CORE": 0, "NOFILE": _FILES}
+        if self.level >= Level.KERNEL:
+            # The kernel counts by user.
+            limits["NPROC"] = _THREADS + (0 if user else self.threads())
+        if launch.memory_bytes and not launch.has_gpu:
+            limits["AS"] = launch.memory_bytes
+        if launch.cpu_seconds:
+            limits["CPU"] = launch.cpu_seconds
+        if self.level is Level.KERNEL and not launch.writable and not launch.has_gpu:
+            # It has no place to write to; CUDA may want files in memory.
+            limits["FSIZE"] = 0
+        elif launch.file_bytes:
+            limits["FSIZE"] = launch.file_bytes
+        return {name: _at_most(name, value) for name, value in limits.items()}
 
 
-async def _options_of(bubblewrap: str) -> frozenset[str]:
-    """Return the options that this bubblewrap has; older ones lack some."""
-    process = await asyncio.create_subprocess_exec(
-        bubblewrap,
-        "--help",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    said, _ = await process.communicate()
-    return frozenset(word for word in said.decode(errors="replace").split() if word[:2] == "--")
+def _program(launch: Launch) -> list[str]:
+    """Return the options that make an interpreter confine itself and then run the target.
+
+    -S: what a package leaves behind runs as soon as packages are looked for. -P: an uploaded file
+    must never shadow a module; an interpreter before 3.11 has only -I for that, which looks into
+    the environment's variables neither.
+    """
+    if launch.base is None:
+        return ["-s", "-S", "-P", "-m", "server.sandbox.inside"]
+    return ["-I", "-S", "-B", "-u", "-c", _ISOLATED, str(launch.tree)]
 
 
-def _at_most(limit: int, wanted: int) -> int:
+def _prefix(base: Path) -> Path:
+    return base.parents[1]
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    return {**launch.env, "PYTHONPATH": str(launch.tree)}
+
+
+def _existing(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if os.path.exists(path)]  # noqa: PTH110 - names, not files
+
+
+def _at_most(name: str, wanted: int) -> int:
     """Return a limit that may be set: a container's own may be lower, and nobody can raise it."""
-    _, hard = resource.getrlimit(limit)
+    _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-
-
-def _gpu_nodes() -> list[str]:
-    names = [*_GPU_NODES, *(path.name for path in Path("/dev").glob("nvidia[0-9]*"))]
-    return [f"/dev/{name}" for name in names]
 
 
 def dies_with_parent() -> list[str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.sandbox.launch import Launch, base_prefix
+from server.sandbox.child import LINE_BYTES, nobody
+from server.sandbox.launch import Launch, base_python
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
 # Switches of numeric libraries that belong to the machine and not to the model.
 _MACHINE_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "TZ")
 _GPU_VARIABLES = ("LD_LIBRARY_PATH",)
 # It writes nothing but what a library leaves in its own /tmp.
 _FILE_BYTES = 64 * 1024**2
+_SERVING_LINE_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,10 @@ class ModelProcess:
     """One start of the model server.
 
     ``python`` is that of the model environment below ``environment``, ``tree`` holds the model
-    server's modules, ``folder`` the model, ``spec`` is the file that describes it; ``gpu`` is
-    the UUID of the GPU, or empty for the CPU.
+    server's modules, ``folder`` the model, ``spec`` is the file that describes it, in a folder of
+    this process's own; ``writable`` is a folder that it may write files of up to ``file_bytes`` to;
+    ``gpu`` is the UUID of the GPU, or empty for the CPU, ``nodes`` are its device nodes;
+    ``hear`` takes each line of its log.
     """
 
     command: str
@@ -34,13 +38,18 @@ class ModelProcess:
     tree: Path
     folder: Path
     spec: Path
+    writable: Path | None = None
+    file_bytes: int = _FILE_BYTES
     gpu: str = ""
+    nodes: Sequence[str] = ()
     threads: int = 1
     memory_bytes: int = 0
+    cpu_seconds: int = 0
     listen_fd: int | None = None
     control_fd: int | None = None
     share_fd: int | None = None
     slot: int = 0
+    hear: Callable[[str], None] = nobody
 
     @property
     def descriptors(self) -> dict[str, int]:
@@ -66,7 +75,6 @@ def _environment(process: ModelProcess) -> dict[str, str]:
         "HOME": "/tmp",  # noqa: S108 - the process's own tmpfs
         "TMPDIR": "/tmp",  # noqa: S108
         "LANG": "C.UTF-8",
-        "PYTHONPATH": str(process.tree),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(process.threads),
@@ -75,22 +83,31 @@ def _environment(process: ModelProcess) -> dict[str, str]:
     }
 
 
+def _base(process: ModelProcess) -> Path | None:
+    """Return the interpreter that an environment was made of; None for the service's own."""
+    program = process.python.resolve()
+    return None if program == Path(base_python()) else program
+
+
 def launch_of(process: ModelProcess) -> Launch:
     """Return the command that starts a model process and what it may see."""
-    # -P: an uploaded file must never shadow a module (an interpreter before 3.11 has no -P).
-    argv = [str(process.python), "-P", "-m", "server.model_server", *_arguments(process)]
     return Launch(
-        argv=argv,
-        read_only=[
-            base_prefix(),
-            process.environment,
-            process.tree,
-            process.folder,
-            process.spec.parent,
-        ],
+        tree=process.tree,
+        target="server.model_server.__main__",
+        arguments=_arguments(process),
+        python=process.python,
+        base=_base(process),
+        read_only=[process.environment, process.folder],
+        writable=[] if process.writable is None else [process.writable],
+        private=[process.spec.parent],
         env=_environment(process),
         pass_fds=list(process.descriptors.values()),
         memory_bytes=process.memory_bytes,
-        file_bytes=_FILE_BYTES,
-        gpu=bool(process.gpu),
+        file_bytes=process.file_bytes,
+        cpu_seconds=process.cpu_seconds,
+        # Of replicas there are many, and none has much to say.
+        line_bytes=_SERVING_LINE_BYTES if process.command == "serve" else LINE_BYTES,
+        gpu=process.nodes,
+        has_gpu=bool(process.gpu),
+        hear=process.hear,
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import secrets
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from server.errors import StepFailedError, StorageFullError
+from server.errors import StepFailedError
+from server.faults import Point, Reached, nothing
+from server.machine import explained
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -53,6 +54,7 @@ class Incoming:
 
         Raises:
             StorageFullError: the disk is full.
+            UnavailableError: the disk fails.
         """
         self._batch.append(chunk)
         self._batched += len(chunk)
@@ -128,20 +130,15 @@ async def _explaining(work: asyncio.Future[None]) -> None:
         # Cancelling the upload does not end the thread that uses its file.
         await asyncio.shield(work)
     except OSError as error:
-        raise _explained(error) from error
-
-
-def _explained(error: OSError) -> Exception:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFullError("disk_full")
-    return error
+        raise explained(error) or error from error
 
 
 class Blobs:
     """Write-once files by digest below ``root``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, reached: Reached = nothing) -> None:
         self._root = root
+        self._reached = reached
         self._incoming = root / "incoming"
         self._syncing: set[asyncio.Future[None]] = set()
         # Held while a reference to a blob is made or the last one is looked for.
@@ -167,7 +164,7 @@ class Blobs:
         try:
             file = await asyncio.to_thread(path.open, "xb", buffering=0)
         except OSError as error:
-            raise _explained(error) from error
+            raise explained(error) or error from error
         incoming = Incoming(file, path, self._syncing)
         try:
             yield incoming
@@ -180,7 +177,7 @@ class Blobs:
         try:
             await asyncio.to_thread(self._keep, incoming.path, digest)
         except OSError as error:
-            raise _explained(error) from error
+            raise explained(error) or error from error
 
     def _keep(self, source: Path, digest: str) -> None:
         target = self.path(digest)
@@ -188,6 +185,7 @@ class Blobs:
             target.parent.mkdir(exist_ok=True)
             sync_folder(self._root)
         source.replace(target)
+        self._reached(Point.UPLOAD_RENAMED)
         sync_folder(target.parent)
 
     async def verify(self, digest: str) -> int:
@@ -230,6 +228,17 @@ class Blobs:
                     blob.unlink(missing_ok=True)
                     swept += 1
         return swept
+
+
+def empty_folder(folder: Path) -> None:
+    """Make a folder with nothing in it, whatever was there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def sweep_folders(root: Path, known: Collection[str]) -> None:

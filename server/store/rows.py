@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from server.records import (
+    Actor,
     Deployment,
     DeploymentKey,
+    Event,
     Lease,
+    ObjectiveOverride,
     Preparation,
     Run,
     StepState,
     Text,
+    Token,
 )
-from server.states import Phase, Step, Wanted
+from server.states import Phase, Scope, Step, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +88,7 @@ def preparation_row(made: Preparation) -> Row:
 
 
 def preparation_record(row: Mapping[str, Any]) -> Preparation:
-    """Return a row's preparation."""
+    """Return a row's preparation; of one that was read in part there is only that."""
     steps = tuple(
         StepState(
             step=Step(state["step"]),
@@ -98,7 +103,7 @@ def preparation_record(row: Mapping[str, Any]) -> Preparation:
             **row,
             "phase": Phase(row["phase"]),
             "steps": steps,
-            "updated_at": _moment(row["updated_at"]),
+            "updated_at": _moment(row.get("updated_at")),
         }
     )
 
@@ -154,4 +159,72 @@ def deployment_record(row: Mapping[str, Any]) -> Deployment:
             "message": _text(values["message"]),
             "seen_at": _moment(values["seen_at"]),
         }
+    )
+
+
+def token_row(token: Token) -> Row:
+    """Return a token's row."""
+    return {
+        "token_id": token.token_id,
+        "digest": token.digest,
+        "owner": token.owner,
+        "name": token.name,
+        "scope": token.scope.value,
+        "model": token.model,
+        "created_at": token.created_at.isoformat(),
+        "expires_at": _iso(token.expires_at),
+        "revoked_at": _iso(token.revoked_at),
+        "used_at": _iso(token.used_at),
+    }
+
+
+def token_record(row: Mapping[str, Any]) -> Token:
+    """Return a row's token."""
+    return Token(
+        **{
+            **row,
+            "scope": Scope(row["scope"]),
+            "created_at": datetime.fromisoformat(row["created_at"]),
+            "expires_at": _moment(row["expires_at"]),
+            "revoked_at": _moment(row["revoked_at"]),
+            "used_at": _moment(row["used_at"]),
+        }
+    )
+
+
+def objective_row(run_id: str, environment: str, made: ObjectiveOverride) -> Row:
+    """Return the row of what a run promises in an environment."""
+    return {"run_id": run_id, "environment": environment, **asdict(made)}
+
+
+def objective_record(row: Mapping[str, Any]) -> tuple[str, str, ObjectiveOverride]:
+    """Return a row's run, its environment and what is promised."""
+    values = dict(row)
+    run_id, environment = values.pop("run_id"), values.pop("environment")
+    return run_id, environment, ObjectiveOverride(**values)
+
+
+def event_row(event: Event) -> Row:
+    """Return the row of an event that is not kept yet: the database counts it."""
+    return {
+        "run_id": event.run_id,
+        "code": event.code,
+        "at": event.at.isoformat(),
+        "actor": event.by.kind,
+        "token_id": event.by.token_id,
+        "params": event.params,
+        "reason": _message(event.reason),
+    }
+
+
+def event_record(row: Mapping[str, Any]) -> Event:
+    """Return a row's event."""
+    return Event(
+        sequence=row["sequence"],
+        run_id=row["run_id"],
+        code=row["code"],
+        at=datetime.fromisoformat(row["at"]),
+        by=Actor(row["actor"], row["token_id"]),
+        params=row["params"],
+        reason=_text(row["reason"]),
     )

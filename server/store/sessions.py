@@ -44,6 +44,12 @@ class Sessions:
         async with self._database.write() as connection:
             await connection.execute(delete(sessions).where(sessions.c.key == key))
 
+    async def live(self, at: float) -> list[str]:
+        """Return the texts of the sessions that go on beyond ``at``, a Unix time in seconds."""
+        query = select(sessions.c.data).where(sessions.c.expires >= at)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def forget_expired(self, at: float) -> None:
         """Remove the sessions that were over at ``at``, a Unix time in seconds."""
         async with self._database.write() as connection:

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -85,4 +86,53 @@ deployments = Table(
     Column("message", JSON),
     Column("seen_at", String(32)),
     Column("replicas", Integer, nullable=False, server_default="1"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("name", String(64), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("model", String(64)),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32)),
+    Column("revoked_at", String(32)),
+    Column("used_at", String(32)),
+)
+
+events = Table(
+    "events",
+    metadata,
+    # Never given twice, though the newest ones are deleted: else a reader would miss what has its number.
+    Column("sequence", Integer, primary_key=True),
+    Column("run_id", String(32), ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("actor", String(16), nullable=False),
+    Column("token_id", String(16)),
+    Column("params", JSON, nullable=False),
+    Column("reason", JSON),
+    Index("events_of_run", "run_id", "sequence"),
+    sqlite_autoincrement=True,
+)
+
+objectives = Table(
+    "objectives",
+    metadata,
+    Column("run_id", String(32), ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("environment", String(32), primary_key=True),
+    Column("availability", Float),
+    Column("latency_seconds", Float),
+    Column("latency_share", Float),
+    Column("seconds", Float),
+)
+
+abandoned = Table(
+    "abandoned",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("seconds", Float, nullable=False),
 )

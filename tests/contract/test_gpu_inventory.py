@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpu.devices import Card as GpuCard
 from gpu.devices import DeviceState, Problem, Snapshot
 from gpu.inventory import Inventory, Timing
 from gpu.link import Link, child_command, child_environment
@@ -65,8 +66,58 @@ async def test_two_cards_are_listed_by_uuid_with_all_their_figures(world: World)
     assert a100.memory_used_bytes == 450 * MIB
     assert a100.memory_free_bytes == (81_920 - 450) * MIB
     assert (t4.id, t4.utilization, t4.processes) == ("GPU-t4", 37, (41,))
+    assert (a100.minor, t4.minor) == (1, 0)
     assert (snapshot.problem, snapshot.driver) == (None, "550.54.15")
     assert [device.id for device in free_devices(snapshot, {})] == ["GPU-a100"]
+
+
+async def test_two_cards_are_measured_with_all_their_figures(world: World) -> None:
+    busy = {"utilization": 71, "memory_utilization": 12, "milliwatts": 251_500, "celsius": 64}
+    world.change("GPU-t4", **busy)
+    async with opened(world.environment) as (inventory, _):
+        a100, t4 = (await inventory.snapshot()).cards
+
+        expected = GpuCard(
+            id="GPU-t4",
+            index=1,
+            name="Tesla T4",
+            utilization=71,
+            memory_utilization=12,
+            power_milliwatts=251_500,
+            temperature=64,
+            xid=0,
+        )
+        assert t4 == expected
+        assert (a100.index, a100.utilization, a100.power_milliwatts) == (0, 0, 52_000)
+
+        world.fail("nvmlDeviceGetTemperatureV", 13)
+        world.change("GPU-t4", milliwatts=-1)
+        t4 = (await inventory.snapshot()).cards[1]
+        assert (t4.temperature, t4.power_milliwatts) == (64, None)
+
+
+async def test_the_newest_error_of_a_card_is_known_also_once_it_is_lost(world: World) -> None:
+    world.report_xid("GPU-a100", 13)
+    async with opened(world.environment) as (inventory, _):
+        # What was before is not told.
+        assert [card.xid for card in (await inventory.snapshot()).cards] == [0, 0]
+
+        world.report_xid("GPU-a100", 31)
+        world.report_xid("GPU-t4", 63)
+        assert [card.xid for card in (await inventory.snapshot()).cards] == [31, 63]
+
+        world.report_xid("GPU-a100", 79)
+        world.lose("GPU-a100")
+        a100 = (await inventory.snapshot()).cards[0]
+        assert a100 == GpuCard(id="GPU-a100", index=0, name="NVIDIA A100-SXM4-80GB", xid=79)
+
+
+async def test_a_driver_that_tells_no_errors_is_measured_all_the_same(world: World) -> None:
+    world.fail("nvmlDeviceRegisterEvents", 3)
+    async with opened(world.environment) as (inventory, _):
+        cards = (await inventory.snapshot()).cards
+
+    assert [(card.xid, card.temperature) for card in cards] == [(None, 34), (None, 34)]
 
 
 async def test_a_world_that_changes_is_seen_without_a_restart(world: World) -> None:
@@ -102,12 +153,16 @@ async def test_instances_are_listed_by_their_own_uuid_instead_of_their_parent(
     async with opened(world.environment) as (inventory, _):
         snapshot = await inventory.snapshot()
 
+    numbers = [(each.minor, each.gpu_instance, each.compute_instance) for each in snapshot.devices]
+    assert numbers == [(1, 1, 0), (1, 3, 0), (0, None, None)]
     listed = [(device.id, device.parent, device.utilization) for device in snapshot.devices]
     assert listed == [
         ("MIG-1", "GPU-a100", None),
         ("MIG-2", "GPU-a100", None),
         ("GPU-t4", None, 0),
     ]
+    assert [device.gpu_instance for device in snapshot.devices] == [1, 3, None]
+    assert [card.id for card in snapshot.cards] == ["GPU-a100", "GPU-t4"]
     assert [device.id for device in free_devices(snapshot, {})] == ["GPU-t4", "MIG-2"]
 
 

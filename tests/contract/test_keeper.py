@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.reconcile.keeper import Hooks
+from server.reconcile.hooks import Hooks
 from server.reconcile.reconciler import Reconciler
 from server.records import Deployment, DeploymentKey, Run, now
 from server.states import Phase, Wanted, public_phase
@@ -133,7 +133,7 @@ async def test_a_new_version_is_admitted_before_the_old_one_drains(world: World)
         "drain 1",
         "stop 1",
     ]
-    assert world.unused == ["run1"]
+    await until(lambda: world.unused == ["run1"])
 
 
 async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(world: World) -> None:

@@ -96,6 +96,8 @@ def test_a_passport_says_what_was_proven(onnx: dict[str, Proof]) -> None:
     assert passport["warmup"] == {"source": "zeros", "inputs": [tensor("x", [1, 4], [0.0] * 4)]}
     assert passport["peak_memory_bytes"] > 10**7
     assert 0 < passport["latency_ms"]["p50"] <= passport["latency_ms"]["p95"]
+    assert [batch["rows"] for batch in passport["latency_by_batch_ms"]] == [1, 8, 32]
+    assert all(0 < batch["p50"] <= batch["p95"] for batch in passport["latency_by_batch_ms"])
     assert [event["event"] for event in proof.events] == [
         "progress",
         "loaded",

@@ -87,10 +87,29 @@ def test_models_of_text_take_bytes(sklearn: dict[str, Proof]) -> None:
         ("reads_files", "sklearn_reads_files"),
         ("trailing", "pickle_trailing_bytes"),
         ("truncated", "pickle_truncated"),
+        ("older_broken", "sklearn_version_mismatch"),
+        ("renamed", "sklearn_name_missing"),
+        ("no_predict", "sklearn_no_predict"),
+        ("dictionaries", "sklearn_input_unsupported"),
+        ("by_name", "sklearn_needs_dataframe"),
+        ("framed", "module_missing"),
     ],
 )
 def test_a_pickle_fails_for_a_named_cause(sklearn: dict[str, Proof], name: str, code: str) -> None:
     assert sklearn[name].failure == code
+
+
+def test_a_model_of_another_version_that_works_is_a_warning(sklearn: dict[str, Proof]) -> None:
+    (warning,) = sklearn["older"].passport["warnings"]
+    assert warning["code"] == "sklearn_version_differs"
+    assert warning["params"]["made_with"] == "0.1.2"
+    assert sklearn["older_broken"].params == {"made_with": "0.1.2"}
+
+
+def test_what_is_not_installed_is_named_with_what_to_add(sklearn: dict[str, Proof]) -> None:
+    assert sklearn["framed"].params == {"module": "pandas", "package": "pandas"}
+    assert "pandas" in sklearn["framed"].evidence
+    assert sklearn["renamed"].params == {"name": "sklearn.linear_model._ridge.Rigde"}
 
 
 def test_no_malicious_pickle_runs(sklearn: dict[str, Proof], sklearn_folder: Path) -> None:

@@ -30,6 +30,10 @@ def torchscript(model_python: Callable[[str], Path], torchscript_folder: Path) -
     sample.write_text(json.dumps(noted["unknown"]["inputs"]), encoding="utf-8")
     sampled = {**noted["unknown"]["spec"], "sample": str(sample)}
     jobs.append({**noted["unknown"], "name": "sampled", "spec": sampled})
+    row = torchscript_folder / "row.json"
+    row.write_text(json.dumps({"x": [[1.0, 2.0, 3.0, 4.0]]}), encoding="utf-8")
+    raises = {**noted["raises"]["spec"], "sample": str(row)}
+    jobs.append({"name": "raises_at_its_sample", "spec": raises})
     gpu = {**noted["linear"]["spec"], "device": "cuda"}
     jobs.append({"name": "gpu", "spec": gpu})
     return prove_many(python, jobs, torchscript_folder)
@@ -91,17 +95,30 @@ def test_unknown_shapes_need_a_sample(
     [
         ("never_finite", "smoke_test_not_finite"),
         ("raises", "smoke_test_failed"),
+        ("raises_at_its_sample", "smoke_test_sample_failed"),
         ("state_dict", "state_dict_not_torchscript"),
         ("state_dict_old", "state_dict_not_torchscript"),
         ("checkpoint", "state_dict_not_torchscript"),
         ("module", "module_pickle_not_torchscript"),
         ("gpu", "silent_cpu_fallback"),
+        ("garbage", "torchscript_invalid"),
+        ("no_class", "torchscript_class_missing"),
+        ("no_forward", "torchscript_no_forward"),
+        ("no_operator", "torchscript_operator_missing"),
+        ("takes_text", "torchscript_argument_unsupported"),
+        ("too_new", "torchscript_version_too_new"),
     ],
 )
 def test_a_torchscript_model_fails_for_a_named_cause(
     torchscript: dict[str, Proof], name: str, code: str
 ) -> None:
     assert torchscript[name].failure == code
+
+
+def test_what_a_torchscript_model_lacks_is_named(torchscript: dict[str, Proof]) -> None:
+    assert torchscript["no_operator"].params == {"name": "own::relu"}
+    assert torchscript["no_class"].params["name"].endswith(".Part")
+    assert torchscript["takes_text"].params == {"name": "name", "type": "str"}
 
 
 def test_what_a_model_raises_is_the_evidence_without_paths(torchscript: dict[str, Proof]) -> None:

@@ -1,102 +1,68 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
-import signal
-from typing import TYPE_CHECKING, Any, cast
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
 
-from server.engines import local
-from server.engines.base import EngineError
-from server.engines.local import LocalReplica
 from server.sandbox import launch
-from server.sandbox.launch import Launch, Sandbox, base_prefix, base_python
+from server.sandbox.bubblewrap import DEVICES
+from server.sandbox.inside.__main__ import EXIT_NOT_CONFINED
+from server.sandbox.launch import Launch, Sandbox
+from server.sandbox.levels import Level
+from server.sandbox.probe import probe
+from server.sandbox.users import Users
 from server.settings import Settings
-from tests.support.needs import need
+from tests.support.confined import lay_tree, script
+from tests.support.needs import lacks
+from tests.support.pythons import older_python
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
-
-    Answering = Callable[[Any], Awaitable[LocalReplica]]
-
-_TRIES = """
-import errno, json, os, socket, sys
-readonly, writable = sys.argv[1:]
-
-def ends(do, *given):
-    try:
-        do(*given)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return "done"
-
-def write(path):
-    with open(path, "r+b" if os.path.exists(path) else "wb") as file:
-        file.write(b"x")
-
-def connect():
-    socket.create_connection(("127.0.0.1", 9), timeout=1).close()
-
-def mounted(*given):
-    import ctypes
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-    if libc.mount(*given) != 0:
-        raise OSError(ctypes.get_errno(), "mount")
-
-def unshared():
-    import ctypes
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(0x10000000) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-
-REMOUNT_BIND = 0x20 | 0x1000
+WRITES = """
+import json
+try:
+    with open(given[0] + "/big", "wb", 0) as file:
+        file.truncate(5000)
+    print(json.dumps({"errno": 0}))
+except OSError as error:
+    print(json.dumps({"errno": error.errno}))
+"""
+ABOUT = """
+import json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({
-    "write": ends(write, readonly),
-    "remount": ends(mounted, None, readonly.encode(), None, REMOUNT_BIND, None),
-    "write after remount": ends(write, readonly),
-    "mount": ends(mounted, b"none", b"/tmp", b"tmpfs", 0, None),
-    "new namespace": ends(unshared),
-    "switches": [
-        path for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/self/comm")
-        if os.access(path, os.W_OK)
-    ],
-    "own": ends(write, writable + "/file"),
-    "tmp": ends(write, "/tmp/file"),
-    "root": ends(write, "/file"),
-    "dev": ends(write, "/dev/file"),
-    "tmp bytes": os.statvfs("/tmp").f_blocks * os.statvfs("/tmp").f_frsize,
-    "network": ends(connect),
-    "interfaces": [name for _, name in socket.if_nameindex()],
-    "processes": [name for name in os.listdir("/proc") if name.isdigit()],
-    "etc": os.path.exists("/etc/passwd"),
+    "user": os.getuid(),
+    "groups": os.getgroups(),
+    "capabilities": status["CapEff"].strip(),
+    "environment": sorted(os.environ),
+    "arguments": given,
+    "open": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+    "killed_first": int(open("/proc/self/oom_score_adj").read()),
+    "tmp": os.statvfs("/tmp").f_blocks * os.statvfs("/tmp").f_frsize,
 }))
 """
 
 
-@pytest.fixture(scope="module")
-def confining() -> Sandbox:
-    need("bwrap", "bubblewrap")
-    sandbox = asyncio.run(Sandbox.probe())
-    if not sandbox.confines:
-        pytest.skip("bubblewrap does not work on this machine")
-    return sandbox
+@pytest.fixture(params=list(Level), ids=lambda level: f"level-{level.value}")
+async def sandbox(tmp_path: Path, request: pytest.FixtureRequest) -> Sandbox:
+    return await reached(tmp_path, request.param)
 
 
-def _python(code: str, *arguments: object, **given: Any) -> Launch:
-    return Launch(
-        argv=[base_python(), "-I", "-S", "-c", code, *map(str, arguments)],
-        read_only=[base_prefix(), *given.pop("read_only", ())],
-        **given,
-    )
+async def reached(folder: Path, level: Level) -> Sandbox:
+    """Return a sandbox of this level, or end the test where this machine has none."""
+    tree = lay_tree(folder / "probe")
+    found = await probe(Settings(data_dir=folder), tree, level)
+    if found.level is not level:
+        lacks("; ".join(found.problems))
+    return found
 
 
-async def _said(sandbox: Sandbox, what: Launch) -> dict[str, Any]:
+async def said_by(sandbox: Sandbox, what: Launch) -> dict[str, Any]:
     child = await sandbox.start(what)
     line = await child.line()
     code = await child.wait()
@@ -105,211 +71,230 @@ async def _said(sandbox: Sandbox, what: Launch) -> dict[str, Any]:
     return said
 
 
-async def test_a_confined_child_keeps_no_right_over_the_machine(
-    confining: Sandbox, tmp_path: Path
+async def test_a_child_is_nobody_and_sees_what_it_was_given(
+    sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    readonly, writable = tmp_path / "readonly", tmp_path / "writable"
-    readonly.write_bytes(b"kept")
-    writable.mkdir()
+    about = await said_by(sandbox, script(tmp_path, ABOUT, "a", "b c", env={"LANG": "C.UTF-8"}))
 
-    said = await _said(
-        confining,
-        _python(_TRIES, readonly, writable, read_only=[readonly], writable=[writable]),
-    )
-
-    assert said["write"] == said["write after remount"] == "EROFS"
-    assert said["remount"] == said["mount"] == "EPERM"
-    assert said["new namespace"] != "done"
-    assert said["switches"] == []
-    assert readonly.read_bytes() == b"kept"
-    assert said["own"] == said["tmp"] == "done"
-    assert said["root"] == said["dev"] == "EROFS"
-    assert said["tmp bytes"] <= 1024**3
-    assert said["network"] != "done"
-    assert said["interfaces"] == ["lo"]
-    assert len(said["processes"]) <= 3
-    assert not said["etc"]
+    assert about["capabilities"] == "0" * 16
+    assert about["killed_first"] == 1000
+    assert set(about["environment"]) - {"LC_CTYPE", "PWD"} == {"LANG", "PYTHONPATH"}
+    assert about["arguments"] == ["a", "b c"]
+    if sandbox.users is not None:
+        assert about["user"] >= Settings().model_users[0]
+        assert about["groups"] == []
+    if sandbox.level is Level.NAMESPACES:
+        assert about["tmp"] <= 1024**3
 
 
-@pytest.mark.parametrize("is_confined", [True, False])
-async def test_a_file_that_grows_over_its_limit_is_cut(
-    confining: Sandbox, tmp_path: Path, *, is_confined: bool
+async def test_a_file_that_grows_over_its_limit_is_cut(sandbox: Sandbox, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+
+    said = await said_by(sandbox, script(tmp_path, WRITES, own, writable=[own], file_bytes=4096))
+
+    assert said == {"errno": errno.EFBIG}
+
+
+async def test_what_a_child_wrote_belongs_to_the_service_when_it_has_ended(
+    sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    need("prlimit", "util-linux")
-    sandbox = confining if is_confined else Sandbox(bubblewrap=None)
-    code = (
-        "import json,sys\n"
-        "try:\n  open(sys.argv[1] + '/big', 'wb', 0).truncate(5000)\n"
-        "except OSError as error: print(json.dumps({'errno': error.errno}))\n"
-    )
+    own = tmp_path / "own"
+    own.mkdir()
+    code = "import os\nos.makedirs(given[0] + '/a/b')\nopen(given[0] + '/a/b/c', 'w').close()"
 
-    said = await _said(sandbox, _python(code, tmp_path, writable=[tmp_path], file_bytes=4096))
+    child = await sandbox.start(script(tmp_path, code, own, writable=[own]))
+    assert await child.wait() == 0
 
-    assert said == {"errno": 27}
+    made = [own, own / "a", own / "a" / "b", own / "a" / "b" / "c"]
+    assert {path.stat().st_uid for path in made} == {os.geteuid()}
+    assert {bool(path.stat().st_mode & 0o004) for path in made} == {True}
 
 
-async def test_a_bubblewrap_that_leaves_capabilities_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_two_children_at_once_are_two_users_where_the_service_is_root(
+    tmp_path: Path,
 ) -> None:
-    shim = tmp_path / "bwrap"
+    if os.geteuid() != 0:
+        pytest.skip("only root may give processes other users")
+    sandbox = await reached(tmp_path, Level.KERNEL)
+    code = "import os, sys, time\nprint(os.getuid(), flush=True)\ntime.sleep(60)"
+    launch = script(tmp_path, code)
+
+    children = [await sandbox.start(launch) for _ in range(2)]
+    users = [await child.line() for child in children]
+    for child in children:
+        await child.kill()
+
+    assert None not in users
+    assert len({"0", *users}) == 3
+
+
+async def test_no_more_children_than_users_are_started(tmp_path: Path) -> None:
+    users = Users(70000, 70001)
+    assert [users.take(), users.take()] == [70000, 70001]
+    sandbox = Sandbox(level=Level.KERNEL, users=users)
+
+    with pytest.raises(OSError, match="all users"):
+        await sandbox.start(script(tmp_path, "pass"))
+
+    users.give_back(70001)
+    users.give_back(70000)
+    assert users.take() == 70001
+
+
+@pytest.mark.parametrize(
+    ("options", "does", "problem"),
+    [
+        ("", "true", "this bubblewrap has no --size"),
+        ("--size --perms --unshare-user --die-with-parent", 'exec "$@"', "not level 3: "),
+        ("--size --perms --unshare-user --die-with-parent", "exit 3", "exit code 3"),
+    ],
+    ids=["an old one", "one that confines nothing", "one that fails"],
+)
+async def test_a_bubblewrap_that_does_not_do_it_is_named_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, does: str, problem: str
+) -> None:
+    shim = tmp_path / "bin" / "bwrap"
+    shim.parent.mkdir()
     shim.write_text(
-        '#!/bin/sh\n[ "$1" = --help ] && exit 0\n'
-        'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n',
+        f'#!/bin/sh\n[ "$1" = --help ] && {{ echo "{options}"; exit 0; }}\n'
+        f'while [ "$1" != -- ]; do shift; done\nshift\nexport PYTHONPATH={tmp_path}/probe\n{does}\n',
         encoding="utf-8",
     )
     shim.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
 
-    sandbox = await Sandbox.probe()
+    sandbox = await probe(Settings(data_dir=tmp_path), lay_tree(tmp_path / "probe"))
 
-    assert sandbox.name == "none"
+    assert sandbox.level < Level.NAMESPACES
+    assert problem in sandbox.problems[0]
+
+
+async def test_without_bubblewrap_the_kernel_alone_confines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await reached(tmp_path / "first", Level.KERNEL)
+    monkeypatch.setenv("PATH", "")
+
+    sandbox = await probe(Settings(data_dir=tmp_path), lay_tree(tmp_path / "probe"))
+
+    assert sandbox.level is Level.KERNEL
+    assert sandbox.problems == ("not level 3: bubblewrap is not installed",)
+    assert not (tmp_path / "sandbox-check").exists()
 
 
 async def test_a_child_whose_parent_died_first_never_runs_its_program(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launch.os, "getpid", lambda: 1)
 
-    child = await Sandbox(bubblewrap=None).start(_python("print('ran')"))
+    child = await Sandbox(level=Level.LIMITS).start(script(tmp_path, "print('ran')"))
 
     assert await child.line() is None
     assert await child.wait() != 0
 
 
-class _Silent:
-    """A child without a word, for replicas of which only the control socket counts."""
+async def test_a_plan_that_cannot_be_carried_out_runs_nothing(tmp_path: Path) -> None:
+    sandbox = await reached(tmp_path, Level.KERNEL)
+    gone = tmp_path / "gone"
 
-    log = ()
+    child = await sandbox.start(script(tmp_path, "print('ran')", read_only=[gone]))
 
-    def __init__(self) -> None:
-        self._end = asyncio.Event()
-
-    async def line(self) -> None:
-        await self._end.wait()
-
-    async def wait(self) -> int:
-        return 0
-
-    async def kill(self) -> None:
-        self._end.set()
+    assert await child.line() is None
+    assert await child.wait() == EXIT_NOT_CONFINED
+    assert "not confined: " in child.log[-1]
 
 
-@pytest.fixture
-async def replica_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answering]:
-    monkeypatch.setattr(local, "_EXIT_SECONDS", 0.05)
-    opened: list[tuple[web.AppRunner, LocalReplica]] = []
+OPENS = """
+import json
+found = {}
+for path in given:
+    try:
+        found[path[-1]] = len(open(path, "rb").read(1))
+    except OSError as error:
+        found[path[-1]] = error.errno
+print(json.dumps(found))
+"""
 
-    async def make(answer: Any) -> LocalReplica:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.UnixSite(runner, str(tmp_path / "control")).start()
-        session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "control")))
-        settings = Settings(data_dir=tmp_path, load_seconds=0.3)
-        replica = LocalReplica(cast("Any", None), 1, cast("Any", _Silent()), session, settings)
-        opened.append((runner, replica))
-        return replica
 
-    yield make
-    for runner, replica in opened:
-        await replica.stop()
-        await runner.cleanup()
+async def test_a_gpu_process_sees_the_nodes_of_its_own_gpu_and_no_others(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root makes device nodes")
+    sandbox = await reached(tmp_path, Level.NAMESPACES)
+    nodes = [tmp_path / f"nvidia{number}" for number in range(2)]
+    for node in nodes:
+        os.mknod(node, 0o20666, os.makedev(1, 5))
+        node.chmod(0o666)
+
+    own = script(tmp_path, OPENS, *nodes, has_gpu=True, gpu=[str(nodes[1])])
+
+    assert await said_by(sandbox, own) == {"0": errno.ENOENT, "1": 1}
+
+
+@pytest.mark.parametrize("level", [Level.NAMESPACES, Level.KERNEL])
+def test_devices_are_granted_by_name_whatever_the_level(tmp_path: Path, level: Level) -> None:
+    given = script(tmp_path, "pass", has_gpu=True, gpu=["/dev/tty", "/dev/nvidia-not-there"])
+
+    plan = Sandbox(level=level)._plan(given, 0, ())
+
+    assert set(plan.devices) - {"/dev/tty"} == set(DEVICES)
+    assert "AS" not in plan.limits
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"\xff", b"[" * 100_000, b'{"loaded": 1}', b"null", b"", b"{" * 10]
+    ("level", "is_lenient", "kind", "admitted"),
+    [
+        (Level.NAMESPACES, False, "sklearn", True),
+        (Level.KERNEL, False, "torchscript", True),
+        (Level.LIMITS, False, "onnx", True),
+        (Level.LIMITS, False, "sklearn", False),
+        (Level.LIMITS, False, "torchscript", False),
+        (Level.LIMITS, False, "of tomorrow", False),
+        (Level.LIMITS, True, "sklearn", True),
+    ],
 )
-async def test_a_state_that_is_none_is_as_good_as_silence(
-    replica_that: Answering, body: bytes
+def test_models_that_can_hold_code_run_only_where_they_are_shut_in(
+    level: Level, is_lenient: bool, kind: str, admitted: bool
 ) -> None:
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response(body=body)
+    refusal = Sandbox(level=level, is_lenient=is_lenient).refusal(kind)
 
-    replica = await replica_that(answer)
-
-    with pytest.raises(EngineError, match="load_timeout"):
-        await replica.ready()
-    await replica.retreat()
-
-
-async def test_a_scrape_in_parts_is_read_to_its_end(
-    replica_that: Answering,
-) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(3):
-            await response.write(b"a 1\n")
-            await asyncio.sleep(0.01)
-        return response
-
-    assert await (await replica_that(answer)).scrape() == "a 1\n" * 3
-
-
-async def test_a_scrape_without_an_end_is_cut_off(
-    replica_that: Answering,
-) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * 65536)
-
-    with pytest.raises(EngineError, match="replica_silent"):
-        await (await replica_that(answer)).scrape()
-
-
-async def test_a_replica_sends_the_service_nowhere_else(
-    replica_that: Answering,
-) -> None:
-    asked: list[str] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        asked.append(request.path)
-        return web.Response(status=307, headers={"Location": "http://127.0.0.1:9/"})
-
-    with pytest.raises(EngineError, match="replica_silent"):
-        await (await replica_that(answer)).scrape()
-    assert asked == ["/metrics"]
-
-
-async def test_a_replica_whose_session_is_closed_is_silent(
-    replica_that: Answering,
-) -> None:
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response()
-
-    replica = await replica_that(answer)
-    await replica.stop()
-
-    with pytest.raises(EngineError, match="replica_silent"):
-        await replica.scrape()
-
-
-async def test_the_last_words_of_a_crashed_replica_name_no_path(tmp_path: Path) -> None:
-    code = (
-        "import os,sys\n"
-        "sys.stderr.write('cannot open \\x1b[31m/srv/secret/model.bin\\x1b[0m: gone\\n\\n')\n"
-        "sys.stderr.flush(); os.kill(os.getpid(), 6)\n"
-    )
-    child = await Sandbox(bubblewrap=None).start(_python(code))
-    session = aiohttp.ClientSession()
-    settings = Settings(data_dir=tmp_path)
-    replica = LocalReplica(cast("Any", None), 1, child, session, settings)
-
-    ended = await replica.ended()
-    await replica.stop()
-
-    assert ended.code == "replica_ended"
-    assert ended.params == {"reason": f"signal {signal.SIGABRT.value}"}
-    assert ended.evidence == "cannot open … : gone"
+    assert refusal == (None if admitted else {"kind": kind, "sandbox": level.value})
 
 
 async def test_a_machine_with_lower_limits_than_ours_starts_children_too(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _limit: (64, 128))
-    child = await Sandbox(bubblewrap=None).start(Launch(argv=["/bin/sh", "-c", "ulimit -n"]))
-    assert await child.line() == "128"
+    code = "import json, resource\nprint(json.dumps(resource.getrlimit(resource.RLIMIT_NOFILE)))"
+    child = await Sandbox(level=Level.LIMITS).start(script(tmp_path, code))
+    assert await child.line() == "[128, 128]"
     assert await child.wait() == 0
+
+
+async def test_a_child_of_an_older_python_is_confined_the_same(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    code = """
+import json, sys
+print(json.dumps({"version": list(sys.version_info[:2]), "path": sys.path, "given": given}))
+"""
+    asked = [older_python("3.9", "3.10"), "-c", "import sys; print(sys.executable)"]
+    told = await asyncio.to_thread(subprocess.run, asked, check=True, capture_output=True)
+    base = Path(told.stdout.decode().strip()).resolve()
+    what = script(tmp_path, code, "a", base=base)
+    if not sandbox.may_use(base):
+        lacks(f"{base} is not to be read by the users of model processes")
+    said = await said_by(sandbox, what)
+    assert said["version"] < [3, 11]
+    assert said["given"] == ["a"]
+    assert said["path"][0] == str(what.tree)
+    assert not {"", ".", "/"} & set(said["path"])
+
+
+def test_an_interpreter_of_another_python_has_to_be_readable(tmp_path: Path) -> None:
+    base = tmp_path / "prefix" / "bin" / "python"
+    (tmp_path / "prefix").mkdir(mode=0o700)
+    as_others = Sandbox(level=Level.KERNEL, users=Users(1000, 1001))
+    assert not as_others.may_use(base)
+    assert replace(as_others, reaches=True).may_use(base)
+    assert Sandbox(level=Level.KERNEL).may_use(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,26 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from server.errors import ConflictError, NotFoundError
-from server.records import Deployment, DeploymentKey, Preparation, Run, Text, now
+from server.records import (
+    Deployment,
+    ObjectiveOverride,
+    Preparation,
+    Text,
+    now,
+)
 from server.states import Phase, Wanted
+from server.store import database as store_database
 from server.store import tables
 from server.store.database import Database
-from server.store.state import SEEN, WANTED, Store
+from server.store.state import Store
+from server.store.statements import SEEN, WANTED
+from tests.support.records import a_deployment, a_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from sqlalchemy import Connection
 
 
 @pytest.fixture
@@ -39,30 +51,6 @@ async def store(database: Database) -> Store:
     opened = Store(database)
     await opened.open()
     return opened
-
-
-def a_run(run_id: str = "a" * 32, owner: str = "me") -> Run:
-    return Run(
-        run_id=run_id,
-        owner=owner,
-        model=run_id,
-        file_name="model.onnx",
-        size_bytes=1,
-        digest="d" * 64,
-        created_at=now(),
-    )
-
-
-def a_deployment(run: Run, version: int = 1) -> Deployment:
-    return Deployment(
-        key=DeploymentKey(run.owner, run.model, "dev"),
-        port=0,
-        wanted=Wanted.UP,
-        version=version,
-        run_id=run.run_id,
-        wanted_at=now(),
-        first_wanted_at=now(),
-    )
 
 
 async def reopened(database: Database) -> Store:
@@ -143,9 +131,8 @@ async def test_twenty_runs_ask_for_one_gpu_and_one_gets_it(store: Store) -> None
     runs = [a_run(f"{number:032x}") for number in range(20)]
     for run in runs:
         await store.add_run(run)
-    results = await asyncio.gather(
-        *(store.take_lease("GPU-1", run.run_id) for run in runs), return_exceptions=True
-    )
+    wanted = [store.want(a_deployment(run), lease="GPU-1") for run in runs]
+    results = await asyncio.gather(*wanted, return_exceptions=True)
     assert sum(result is None for result in results) == 1
     assert sum(isinstance(result, ConflictError) for result in results) == 19
 
@@ -190,6 +177,65 @@ async def test_deleting_a_run_takes_everything_of_it(database: Database, store: 
         assert seen.deployments_called(run.run_id) == []
 
 
+async def test_a_runs_id_never_means_a_model_of_somebody_else(
+    database: Database, store: Store
+) -> None:
+    run, foreign = a_run(), replace(a_run("b" * 32, owner="you"), model="a" * 32)
+    for each in (run, foreign):
+        await store.add_run(each)
+    await store.want(a_deployment(foreign))
+
+    assert store.deployments_called(run.run_id) == []
+    await store.want(a_deployment(run))
+    for seen in (store, await reopened(database)):
+        assert {made.key.owner for made in seen.deployments_called(run.run_id)} == {"me"}
+
+
 def test_every_field_of_a_deployment_has_one_writer() -> None:
     at_creation = {"key", "first_wanted_at"}
     assert sorted(WANTED + SEEN) == sorted({one.name for one in fields(Deployment)} - at_creation)
+
+
+async def test_objectives_are_replaced_as_a_whole_and_go_with_their_run(
+    store: Store, database: Database
+) -> None:
+    run, other = a_run(), a_run("b" * 32)
+    await store.add_run(run)
+    await store.add_run(other)
+    strict = ObjectiveOverride(availability=99.99, seconds=86_400.0)
+    await store.save_objectives(run.run_id, {"prod": strict, "dev": ObjectiveOverride()})
+    await store.save_objectives(other.run_id, {"dev": ObjectiveOverride(latency_share=50.0)})
+    assert (await reopened(database)).objectives == store.objectives
+
+    await store.save_objectives(run.run_id, {"prod": strict})
+    assert (await reopened(database)).objectives[run.run_id] == {"prod": strict}
+    await store.save_objectives(other.run_id, {})
+    await store.delete_run(run.run_id)
+    assert (await reopened(database)).objectives == {}
+    with pytest.raises(NotFoundError):
+        await store.save_objectives(run.run_id, {"prod": strict})
+
+
+async def test_files_that_sqlite_opened_to_read_only_are_opened_anew(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [sqlite3.OperationalError("attempt to write a readonly database")]
+    refusals[0].sqlite_errorcode = sqlite3.SQLITE_READONLY
+    begin = store_database._on_begin
+
+    def refuse_once(connection: Connection) -> None:
+        if refusals and connection.get_execution_options().get("persephone_writes"):
+            raise refusals.pop()
+        begin(connection)
+
+    opened = Database(url)
+    await opened.open()
+    await opened.close()
+    monkeypatch.setattr(store_database, "_on_begin", refuse_once)
+    again = Database(url)
+
+    # Nobody has to ask twice.
+    await again.settle()
+
+    assert refusals == []
+    await again.close()

@@ -186,8 +186,8 @@ def assert_echoed(found: Found, client: str) -> None:
             assert echoes[f"{kind}: {way}"] == wanted, (kind, way)
 
 
-INPUT_UNKNOWN = 'The model has no input "wine". Its inputs are: input.'
-DATATYPE_DIFFERS = 'Input "input": expected type FP32, got INT64.'
+INPUT_UNKNOWN = 'The model has no input "wine". Its inputs are: input. Correct the name.'
+DATATYPE_DIFFERS = 'Input "input": expected type FP32, got INT64. Correct datatype.'
 
 
 # ── tritonclient

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from metrics import names
 from tests.support.onnx_files import shifted
 from tests.support.predictions import addresses
 from tests.support.processes import processes_of, replicas_of
@@ -166,6 +167,23 @@ async def test_two_owners_may_call_their_models_the_same(service: Service, calle
         await other.call("DELETE", f"/runs/{run_id}")
 
 
+async def told(caller: Caller, run_id: str, name: str) -> dict[str, float]:
+    """Version -> what Prometheus is told of its roll-out, once the scraper lists it."""
+
+    def own(listed: list[Any]) -> list[dict[str, str]]:
+        wanted = (run_id, "gateway")
+        labels = (one["labels"] for one in listed)
+        return [each for each in labels if (each["run_id"], each["replica"]) == wanted]
+
+    found = {}
+    for labels in own(await caller.until("/sd", own)):
+        async with caller.http.get(caller.url + labels["__metrics_path__"]) as answer:
+            lines = (await answer.text()).splitlines()
+        (value,) = (line.split()[1] for line in lines if line.startswith(f"{name} "))
+        found[labels["version"]] = float(value)
+    return found
+
+
 async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(
     service: Service, caller: Caller
 ) -> None:
@@ -186,6 +204,8 @@ async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(
     assert_deploy_status(failed, newer, "dev")
     assert (failed["phase"], failed["version"], failed["servingVersion"]) == ("Failed", "2", "1")
     assert "1" in failed["message"]
+    assert await told(caller, newer, names.ROLLOUT_FAILED) == {"2": 1}
+    assert await told(caller, older, names.ROLLOUT_FAILED) == {"1": 0}
     file.write_bytes(whole)
     mended = await caller.deploy(newer)
     assert (mended["phase"], mended["version"]) == ("Succeeded", "3")
@@ -275,6 +295,8 @@ async def test_a_crash_loop_ends_as_failed_and_nobody_home_is_said_and_counted(
 
     assert status["code"] == "crash_loop"
     assert status["version"] == "1"
+    assert (await told(caller, run_id, names.ROLLOUT_RESTARTS))["1"] >= 1
+    assert await told(caller, run_id, names.ROLLOUT_FAILED) == {"1": 0}
     for base in addresses(status):
         assert (await predict(caller, base, run_id))[0] == 503
         code, body = await caller.call("GET", f"{base}/v2/models/{run_id}")

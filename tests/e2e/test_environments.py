@@ -184,7 +184,7 @@ async def test_everything_scikit_learn_is_saved_as_is_told(built: Built, tmp_pat
         assert report["ok"], (path.name, report)
         assert (report["kind"], report["format"]) == ("sklearn", path.suffix[1:])
         assert report["top"] == "sklearn.ensemble._forest.RandomForestClassifier"
-        assert report["made_with"] == {"scikit-learn": "1.9.1"}
+        assert report["made_with"] == {"scikit-learn": "1.9.1", "numpy": "2"}
 
 
 async def test_everything_pytorch_saves_is_told_apart(built: Built, tmp_path: Path) -> None:
@@ -201,6 +201,6 @@ async def test_everything_pytorch_saves_is_told_apart(built: Built, tmp_path: Pa
         "module.pt": "module_pickle_not_torchscript",
         "old-weights.pt": "state_dict_not_torchscript",
         "old-module.pt": "module_pickle_not_torchscript",
-        "exported.pt2": "exported_program_not_torchscript",
+        "exported.pt2": "torch_export",
     }
     assert told["module.pt"]["params"] == {"name": "__main__.Net"}

@@ -76,6 +76,18 @@ async def until_listed(caller: Caller, run_id: str, expected: list[str]) -> None
             await asyncio.sleep(0.1)
 
 
+async def measured(caller: Caller, start: str) -> list[str]:
+    """The lines of the service's metrics that start so."""
+    async with caller.http.get(caller.url + "/metrics") as answer:
+        return [line for line in (await answer.text()).splitlines() if line.startswith(start)]
+
+
+async def until_measured(caller: Caller, name: str, *parts: str) -> None:
+    async with asyncio.timeout(30):
+        while not any(all(part in line for part in parts) for line in await measured(caller, name)):
+            await asyncio.sleep(0.1)
+
+
 async def refusal(caller: Caller, method: str, path: str) -> tuple[int, str]:
     status, body = await caller.call(method, path)
     assert status >= 400, body
@@ -132,6 +144,12 @@ async def test_a_lease_is_exclusive_from_preparation_to_stop(
                 assert answer["outputs"][0]["data"][0] == pytest.approx(5)
         other = f"/prepare/start?runId={first}&gpuId={SMALL.uuid}"
         assert await refusal(caller, "POST", other) == (409, "device_in_use_by_deployment")
+
+        world.change(BIG.uuid, utilization=71, celsius=64)
+        await until_measured(caller, "DCGM_FI_DEV_GPU_TEMP{", BIG.uuid, " 64.0")
+        (lease,) = await measured(caller, "persephone_gpu_lease{")
+        assert f'UUID="{BIG.uuid}"' in lease
+        assert f'run_id="{first}"' in lease
 
         await caller.post(f"/deploy/stop?runId={first}&env=dev")
         await asyncio.sleep(1)
@@ -286,6 +304,8 @@ async def test_a_hanging_driver_delays_no_status_and_leaves_the_last_list(
             assert time.monotonic() - began < 6
             async with asyncio.timeout(2):
                 await caller.get(f"/prepare/status?runId={run_id}")
+                await measured(caller, "persephone_")
+        await until_measured(caller, "persephone_gpu_available", " 0.0")
         assert (await caller.get("/readyz"))["gpus"]["problem"] == "driver_hangs"
         world.hang()
         await caller.until("/readyz", lambda now: "problem" not in now["gpus"], 60)

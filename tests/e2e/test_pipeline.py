@@ -225,17 +225,17 @@ async def test_a_pickle_that_runs_something_is_refused_and_runs_nothing(
 ) -> None:
     failed = await failure_of(caller, bytes_of(made, f"sklearn/{name}"))
 
-    assert failed["code"] in {"unsafe_pickle", "pickle_not_sklearn"}
+    assert (failed["name"], failed["code"]) == ("inspection", "pickle_dangerous")
     assert not (made / "sklearn" / "marker").exists()
 
 
 async def test_a_pickled_estimator_with_a_payload_is_unsafe_by_name(
     caller: Caller, made: Path
 ) -> None:
-    failed = await failure_of(caller, bytes_of(made, "sklearn/evil_attribute"))
+    failed = await failure_of(caller, bytes_of(made, "sklearn/evil_quiet"))
 
     assert (failed["name"], failed["code"]) == ("load", "unsafe_pickle")
-    assert "system" in failed["message"]
+    assert "savetxt" in failed["message"]
 
 
 async def test_a_state_dict_is_named_as_such(caller: Caller, made: Path) -> None:
@@ -345,11 +345,13 @@ async def test_the_summary_moves_with_the_traffic_and_counts_what_the_caller_cou
     await send_for(5)
     assert (await caller.get(path))["red"]["rps"] > 0
 
-    # The figures are those of the last 60 s: they can agree once that long has passed.
-    await send_for(60)
-    now = await caller.get(path)
-    own = [at for at in sent if at > sent[-1] - 60]
-    assert now["red"]["rps"] == pytest.approx(len(own) / 60, rel=0.05)
+    # The figures of a window can agree once that long has passed; the default one is looked at by
+    # test_monitoring_truth.
+    window = 30
+    await send_for(window)
+    now = await caller.get(f"{path}&window={window}s")
+    own = [at for at in sent if at > sent[-1] - window]
+    assert now["red"]["rps"] == pytest.approx(len(own) / window, rel=0.1)
     assert now["red"]["errorsPercent"] == 0
     assert 0 < now["red"]["p95DurationMs"] < 1050 * sorted(seconds)[int(len(seconds) * 0.95)]
     assert now["slo"]["availability"] == 100

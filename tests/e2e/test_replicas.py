@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
-from tests.support.onnx_files import shifted
+from tests.support.onnx_files import busy, shifted
 from tests.support.processes import replicas_of
 from tests.support.service import Caller, Service, passing
 from tests.support.shapes import assert_error
@@ -150,3 +151,37 @@ async def test_a_number_of_replicas_that_cannot_be_is_refused(caller: Caller, va
     )
     assert (status, body["code"]) == (400, "parameter_malformed")
     assert_error(body)
+
+
+async def test_replicas_of_a_large_model_share_its_weights(
+    caller: Caller, service: Service
+) -> None:
+    width = 2100
+    run_id = await caller.upload(busy(2, width=width))
+    assert (await caller.prepare(run_id))["phase"] == "Succeeded"
+    model = service.data_dir / "models" / run_id
+    [weights] = model.glob("packed/*/weights.bin")
+    assert weights.stat().st_size > (model / "model.onnx").stat().st_size
+
+    deployed = await caller.deploy(run_id, replicas=2)
+    assert deployed["phase"] == "Succeeded", deployed
+    pids = [one.pid for one in replicas_of(service.data_dir)]
+    assert len(pids) == 2
+    for pid in pids:
+        assert "/weights.bin" in Path(f"/proc/{pid}/maps").read_text()
+    await _answers_means(caller, deployed, run_id, width)
+
+    # A disk that lost it: the model itself is there.
+    weights.with_name("model.onnx").write_bytes(b"no graph")
+    deployed = await caller.deploy(run_id)
+    assert deployed["phase"] == "Succeeded", deployed
+    await _answers_means(caller, deployed, run_id, width)
+
+
+async def _answers_means(caller: Caller, deployed: Any, run_id: str, width: int) -> None:
+    row = [float(number % 7) for number in range(width)]
+    asked = {"name": "x", "datatype": "FP32", "shape": [1, width], "data": row}
+    url = f"{deployed['endpoint']}/v2/models/{run_id}/infer"
+    for _ in range(4):
+        body = await caller.post(url, json={"inputs": [asked]})
+        assert body["outputs"][0]["data"] == pytest.approx([sum(row) / width] * width, rel=1e-4)

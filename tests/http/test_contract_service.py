@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,12 @@ OURS = "http://localhost:3000"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     folder = tmp_path_factory.mktemp("surface")
-    settings = {"PERSEPHONE_OFFER_CPU": "true", **without_gpus(folder)}
+    settings = {
+        "PERSEPHONE_OFFER_CPU": "true",
+        "PERSEPHONE_MAX_RUNS_PER_OWNER": "200",
+        "PERSEPHONE_MAX_RUNS_PER_HOUR": "200",
+        **without_gpus(folder),
+    }
     async with Service(folder / "data", settings) as started:
         yield started
 
@@ -99,6 +105,12 @@ async def test_a_deleted_run_is_gone_with_its_bytes_unless_they_are_shared(
     assert (await caller.get("/runs"))["runs"] == []
 
 
+async def test_a_page_that_no_run_can_begin_is_refused(caller: Caller) -> None:
+    for after in ("", "0", "Z" * 32):
+        status, body = await caller.call("GET", f"/runs?after={after}")
+        assert (status, body["code"]) == (400, "run_id_malformed"), after
+
+
 async def test_a_malformed_run_id_cannot_be_deleted(caller: Caller) -> None:
     status, body = await caller.call("DELETE", "/runs/..%2F..%2Fetc")
     assert_error(body)
@@ -120,7 +132,8 @@ async def test_the_service_says_that_it_is_alive_ready_and_with_what(caller: Cal
     assert (await caller.get("/healthz"))["status"] == "ok"
     ready = await caller.get("/readyz")
     assert ready["status"] == "ready"
-    assert ready["sandbox"] in {"bubblewrap", "none"}
+    assert ready["sandbox"]["level"] in {1, 2, 3}
+    assert "limits" in ready["sandbox"]["layers"]
     assert ready["monitoring"] == {"source": "embedded"}
     assert ready["gpus"]["count"] == 0
     assert ready["environments"] == ["dev", "stage", "prod"]
@@ -135,12 +148,13 @@ async def test_its_own_metrics_have_its_own_names(caller: Caller) -> None:
     series = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert all(line.startswith(("persephone_", "process_", "python_")) for line in series)
     assert any('route="/healthz"' in line for line in series)
+    assert "persephone_gpu_available 0.0" in series
 
 
 async def test_discovery_is_empty_while_nothing_is_deployed(caller: Caller) -> None:
     assert await caller.get("/sd") == []
     status, body = await caller.call("GET", "/sd/replicas/nobody/metrics")
-    assert status == 404
+    assert (status, body["code"]) == (404, "target_unknown")
     assert_error(body)
 
 
@@ -226,6 +240,22 @@ async def test_one_service_owns_a_data_folder(service: Service) -> None:
 async def test_a_port_that_is_taken_is_named(service: Service, tmp_path: Path) -> None:
     port = service.url.rsplit(":", 1)[1]
     assert port in await refused_start(tmp_path / "data", PERSEPHONE_PORT=port)
+
+
+async def test_all_that_it_says_is_json_if_the_log_is(service: Service, tmp_path: Path) -> None:
+    settings = {"PERSEPHONE_LOG_FORMAT": "json", "PERSEPHONE_LOG_LEVEL": "info"}
+    async with running(tmp_path / "data", settings) as (other, _):
+        assert await other.stop() == 0
+        messages = [json.loads(line)["message"] for line in other.log().splitlines()]
+    assert messages[-1] == "ended"
+
+    port = service.url.rsplit(":", 1)[1]
+    taken = Service(tmp_path / "data", {**settings, "PERSEPHONE_PORT": port})
+    code, output = await taken.refused()
+    assert code == 1
+    (line,) = output.splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert port in json.loads(line)["message"]
 
 
 async def test_sigterm_ends_it_with_zero_and_a_restart_knows_runs_and_session(

@@ -31,7 +31,7 @@ async def test_a_page_of_ours_may_read_every_answer(method: str, path: str, stat
             assert response.headers.getall("Access-Control-Allow-Origin") == [ORIGIN]
             assert response.headers.getall("Access-Control-Allow-Credentials") == ["true"]
             exposed = set(response.headers["Access-Control-Expose-Headers"].split(","))
-            assert exposed == {"X-Request-Id", "X-Metrics-Source", "Retry-After"}
+            assert exposed == {"ETag", "X-Request-Id", "X-Metrics-Source", "Retry-After"}
             assert response.headers["Vary"] == "Origin"
 
 

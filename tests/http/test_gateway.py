@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
 
 from server.settings import Settings
+from server.states import Scope
 from tests.support.gateway import (
     ANSWER,
     HUGE,
@@ -22,16 +24,20 @@ from tests.support.gateway import (
     AnswersTwice,
     BreaksOffHalfway,
     ClosesReusedConnections,
+    IsReplacedByAnother,
     RedirectsElsewhere,
     Replica,
+    SaysNothing,
     SendsATrailerWithoutEnd,
     SendsHostileHeaders,
     in_front_of,
 )
+from tests.support.tokens import RUN, a_run, desk
 from tests.support.toy_edge import ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 # ── what a replica must not do
@@ -83,6 +89,14 @@ async def test_a_kept_connection_that_ends_without_an_answer_fails_nobody() -> N
     async with ClosesReusedConnections() as replica, in_front_of(replica.port) as front:
         for _ in range(3):
             assert await front.predict() == (200, ANSWER)
+        assert front.refusals == []
+
+
+async def test_a_kept_connection_to_the_version_before_fails_nobody() -> None:
+    async with IsReplacedByAnother() as replica, in_front_of(replica.port) as front:
+        for _ in range(3):
+            assert await front.predict() == (200, ANSWER)
+        assert len(replica.targets) == 5
         assert front.refusals == []
 
 
@@ -169,6 +183,16 @@ async def test_nobody_there_is_503() -> None:
         assert front.refusals == [KEY]
 
 
+async def test_a_replica_that_says_nothing_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.api.gateway._GRACE_SECONDS", 0.0)
+    quick = Settings(predict_seconds=0.1)
+    async with SaysNothing() as replica, in_front_of(replica.port, quick) as front:
+        status, body = await front.predict()
+        assert (status, json.loads(body)["code"]) == (504, "prediction_timed_out_at_gateway")
+        answer = await front.client.get(front.url("/sd/replicas/r1/metrics"))
+        assert (answer.status, (await answer.json())["code"]) == (503, "target_silent")
+
+
 # ── callers that go away
 
 
@@ -202,7 +226,7 @@ async def test_a_caller_who_leaves_while_sending_is_not_the_models_error() -> No
 # ── where a request goes
 
 
-@pytest.mark.parametrize("authority", ["evil.example", "localhost", "127.0.0.1:1"])
+@pytest.mark.parametrize("authority", ["LOCALHOST", "localhost", "127.0.0.1:1"])
 async def test_a_request_line_with_a_whole_address_reaches_the_replica(authority: str) -> None:
     async with Replica() as replica, in_front_of(replica.port) as front:
         reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
@@ -255,3 +279,111 @@ async def test_who_comes_by_the_public_name_is_a_stranger(
             assert answer.status == status
         if status == 403:
             assert (await front.predict())[0] == 401
+
+
+# ── tokens
+
+
+@pytest.mark.parametrize("auth", ["token", "open"])
+@pytest.mark.parametrize(
+    ("scope", "limit", "status", "code"),
+    [
+        (Scope.API, {}, 200, None),
+        (Scope.INFERENCE, {}, 200, None),
+        (Scope.INFERENCE, {"model": "iris"}, 200, None),
+        (Scope.INFERENCE, {"model": "rose"}, 403, "token_for_other_model"),
+        (Scope.METRICS, {}, 403, "token_scope_insufficient"),
+    ],
+)
+async def test_a_token_predicts_what_it_is_for(
+    auth: str, scope: Scope, limit: dict[str, str], status: int, code: str | None, tmp_path: Path
+) -> None:
+    async with desk(tmp_path) as here, Replica() as replica:
+        await here.store.add_run(a_run("f" * 32, model="rose"))
+        _, secret = await here.make(scope, **limit)
+        settings = Settings(inference_auth=auth)
+        async with in_front_of(replica.port, settings, here.tokens) as front:
+            for path in (INFER, INFER.replace("iris", RUN)):
+                got, body = await front.predict(path, Authorization=f"Bearer {secret}")
+                assert (got, json.loads(body).get("code")) == (status, code)
+        assert not any(secret in head for head in replica.heads)
+
+
+async def test_a_token_of_another_owner_finds_nothing(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here, Replica() as replica:
+        _, secret = await here.make(owner="another")
+        settings = Settings(inference_auth="token")
+        async with in_front_of(replica.port, settings, here.tokens) as front:
+            status, body = await front.predict(Authorization=f"Bearer {secret}")
+            assert (status, json.loads(body)["code"]) == (404, "model_not_deployed")
+
+
+@pytest.mark.parametrize("auth", ["token", "open"])
+async def test_a_token_that_is_good_for_nothing_is_told_so(auth: str, tmp_path: Path) -> None:
+    async with desk(tmp_path) as here, Replica() as replica:
+        revoked, first = await here.make()
+        await here.tokens.revoke(revoked.token_id)
+        _, second = await here.make(lifetime=timedelta(seconds=1))
+        here.clock.pass_(seconds=1)
+        settings = Settings(inference_auth=auth)
+        async with in_front_of(replica.port, settings, here.tokens) as front:
+            for given, code in (
+                (f"Bearer {first}", "token_revoked"),
+                (f"Bearer {second}", "token_expired"),
+                ("Bearer nonsense", "token_unknown"),
+                ("bearer", "token_unknown"),
+            ):
+                async with front.client.post(
+                    front.url(INFER), data=b"{}", headers={"Authorization": given}
+                ) as answer:
+                    body = await answer.json()
+                    assert (answer.status, body["code"]) == (401, code)
+                    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+                    assert body["error"] == body["message"]
+        assert replica.targets == []
+
+
+@pytest.mark.parametrize(("auth", "status"), [("token", 401), ("open", 200)])
+async def test_what_a_proxy_asks_of_its_users_is_no_token(auth: str, status: int) -> None:
+    async with (
+        Replica() as replica,
+        in_front_of(replica.port, Settings(inference_auth=auth)) as front,
+    ):
+        assert (await front.predict(Authorization="Basic dTpw"))[0] == status
+
+
+async def test_two_tokens_at_once_are_refused(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here, in_front_of(1, Settings(), here.tokens) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        lines = ["Authorization: Bearer a", "Authorization: Bearer b", "Connection: close"]
+        head = "\r\n".join([f"GET {INFER[:-6]} HTTP/1.1", "Host: localhost", *lines, "", ""])
+        writer.write(head.encode())
+        answer = await reader.read()
+        assert b"400" in answer.splitlines()[0]
+        assert b"parameter_repeated" in answer
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("scope", "status", "code"),
+    [
+        (Scope.METRICS, 200, None),
+        (Scope.API, 403, "token_scope_insufficient"),
+        (Scope.INFERENCE, 403, "token_scope_insufficient"),
+    ],
+)
+async def test_a_metrics_token_opens_discovery_from_afar(
+    scope: Scope, status: int, code: str | None, tmp_path: Path
+) -> None:
+    public = Settings(public_url="https://models.example")
+    async with desk(tmp_path) as here, in_front_of(1, public, here.tokens) as front:
+        _, secret = await here.make(scope)
+        headers = {"Host": "models.example", "Authorization": f"Bearer {secret}"}
+        async with front.client.get(front.url("/sd"), headers=headers) as answer:
+            body = await answer.json()
+            assert answer.status == status
+            assert code is None or body["code"] == code
+        async with front.client.get(
+            front.url("/sd"), headers={**headers, "Host": "localhost"}
+        ) as answer:
+            assert answer.status == 200

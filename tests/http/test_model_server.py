@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import server
-from server.model_server import app, connections, listener
+from server.model_server import app, connections, deadlines, listener
 from tests.support.model_replica import (
     ROWS,
     RUN,
@@ -246,7 +246,7 @@ async def test_clients_that_stall_are_told_and_closed(
     replica: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
-    monkeypatch.setattr(connections, "BODY_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(deadlines, "BODY_IDLE_SECONDS", 0.1)
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.1)
     for data in (b"POST /v2/mod", head(Content_Length="100") + b"{"):
         status, headers, body = answer_of(await replica.exchange(data))
@@ -256,10 +256,23 @@ async def test_clients_that_stall_are_told_and_closed(
     assert await replica.exchange(b"") == b""
 
 
+async def test_empty_lines_keep_no_connection(
+    replica: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "KEEPALIVE_SECONDS", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    ended = asyncio.create_task(reader.read())
+    for _ in range(250):
+        writer.write(b"\r\n")
+        await asyncio.wait([ended], timeout=0.02)
+    assert ended.done()
+    writer.close()
+
+
 async def test_a_body_that_trickles_is_given_up(
     replica: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "BODY_SLOW_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(deadlines, "BODY_SLOW_AFTER_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     writer.write(head(Content_Length="1000"))
     answer = asyncio.create_task(reader.readline())

@@ -293,7 +293,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ended = threading.Event()
 
     async def serve() -> None:
-        async with running(compiled_messages(folder / "locale"), folder) as one:
+        # However busy the machine is, no prediction of this one is too late.
+        async with running(
+            compiled_messages(folder / "locale"), folder, predict_seconds=60.0
+        ) as one:
             found.put(Served(one))
             await asyncio.to_thread(ended.wait)
 

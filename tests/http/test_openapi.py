@@ -8,7 +8,8 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import validate
 
-from server.api.openapi import PAGE, Reference, document
+from server.api.openapi import document
+from server.api.reference import PAGE, Reference
 from server.settings import Settings
 from tests.support.toy_edge import running
 
@@ -45,6 +46,37 @@ def test_every_placeholder_of_a_path_is_a_parameter() -> None:
     for path, method, made in operations():
         named = {one["name"] for one in made.get("parameters", []) if one["in"] == "path"}
         assert named == set(re.findall(r"{(\w+)}", path)), (method, path)
+
+
+def test_every_link_leads_to_an_operation_with_these_parameters() -> None:
+    known = {made["operationId"]: made for _, _, made in operations()}
+    linked = set()
+    for _, _, made in operations():
+        for link in made["responses"].get("200", {}).get("links", {}).values():
+            follower = known[link["operationId"]]
+            names = {one["name"] for one in follower["parameters"]}
+            needed = {one["name"] for one in follower["parameters"] if one["required"]}
+            assert needed <= set(link["parameters"]) | {"env"}, (made["operationId"], link)
+            assert set(link["parameters"]) <= names, (made["operationId"], link)
+            linked.add(link["operationId"])
+    # From an upload on, everything of a run can be reached.
+    reached, after = {"upload"}, {"upload"}
+    while after:
+        links = [known[name]["responses"]["200"].get("links", {}) for name in after]
+        after = {link for found in links for link in found} - reached
+        reached |= after
+    assert reached == linked | {"upload"}
+    assert {"deleteRun", "infer", "inferOfVersion", "monitorSummary", "stopDeployment"} <= reached
+
+
+def test_every_answer_says_what_it_means_and_changes_may_be_refused_to_foreign_pages() -> None:
+    for path, method, made in operations():
+        assert {"400", "408", "417", "421", "431"} <= set(made["responses"]), (method, path)
+        assert method == "get" or "403" in made["responses"], (method, path)
+        for status, answer in made["responses"].items():
+            assert answer["description"], (method, path, status)
+            later = answer.get("$ref", "").endswith("Later")
+            assert later == (status in {"429", "503"} and "$ref" in answer), (method, path, status)
 
 
 def test_every_reference_leads_somewhere() -> None:

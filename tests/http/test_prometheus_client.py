@@ -13,6 +13,7 @@ from aiohttp import web
 
 from metrics.client import BuildInfo, MetricsUnavailableError, PrometheusClient
 from metrics.promql import READING
+from metrics.reading import Question
 from tests.support.prometheus_server import free_port
 
 if TYPE_CHECKING:
@@ -42,34 +43,80 @@ async def fails(url: str, **options: float) -> str:
     async with aiohttp.ClientSession() as session:
         client = PrometheusClient(session, url, **options)
         with pytest.raises(MetricsUnavailableError) as caught:
-            await client.read("run", None, NOW, 60)
+            await client.read("run", [Question(seconds=60)], NOW)
     return caught.value.reason
 
 
-def vector(**values: str) -> dict[str, Any]:
-    result = [{"metric": {READING: name}, "value": [NOW, value]} for name, value in values.items()]
-    return {"status": "success", "data": {"resultType": "vector", "result": result}}
+def entry(name: str, value: str, **labels: str) -> dict[str, Any]:
+    return {"metric": {READING: name, **labels}, "value": [NOW, value]}
 
 
-async def test_one_post_brings_all_readings(caplog: pytest.LogCaptureFixture) -> None:
+def vector(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "success", "data": {"resultType": "vector", "result": list(entries)}}
+
+
+async def test_one_post_brings_the_answers_to_all_questions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = []
 
     async def handler(request: web.Request) -> web.Response:
         asked.append((request.method, request.path, dict(await request.post())))
-        answer = vector(rps="2.5", error_rps="0", p95_seconds="NaN", up="1", unknown="3")
+        answer = vector(
+            entry("0.requests", "150", code="2xx"),
+            entry("0.requests", "3", code="5xx"),
+            entry("0.overloaded", "1"),
+            entry("0.durations.0", "NaN"),
+            entry("0.durations.1", "0.25"),
+            entry("0.good_scrapes", "9"),
+            entry("0.scrapes", "12"),
+            entry("0.watched", "57.5"),
+            entry("0.probes", "7", result="passed"),
+            entry("1.requests", "9", code="4xx"),
+            entry("unknown", "3"),
+            entry("7.unknown", "3"),
+        )
         return web.json_response({**answer, "warnings": ["odd"]})
 
+    questions = [
+        Question(seconds=60, environment="dev", quantiles=(0.5, 0.95), health=True),
+        Question(seconds=3600),
+    ]
     with caplog.at_level(logging.WARNING):
         async with serving(handler) as url, aiohttp.ClientSession() as session:
-            readings = await PrometheusClient(session, url + "/").read("run", "dev", NOW, 3600)
+            one, other = await PrometheusClient(session, url + "/").read("run", questions, NOW)
 
-    assert (readings.at, readings.rps, readings.error_rps, readings.up) == (NOW, 2.5, 0, 1)
-    assert (readings.p95_seconds, readings.slo_total) == (None, None)
+    assert (one.at, one.requests, one.errors, one.client_errors) == (NOW, 153, 3, 0)
+    assert (one.overloaded, one.up, one.durations) == (1, 0.75, (None, 0.25))
+    assert (one.watched, other.watched) == (57.5, None)
+    assert (one.probes_passed, one.probes_failed, one.quick) == (7, 0, None)
+    assert (other.seconds, other.requests, other.client_errors, other.up) == (3600, 9, 9, None)
     (method, path, form) = asked[0]
     assert (method, path, len(asked)) == ("POST", "/api/v1/query", 1)
     assert (form["time"], form["timeout"]) == ("1700000000.125", "2s")
-    assert "[3600000ms]" in form["query"]
+    assert "[1h]" in form["query"]
+    assert "[1m]" in form["query"]
     assert "Prometheus warns: odd" in caplog.text
+
+
+async def test_a_series_is_one_query_and_has_an_answer_for_each_moment() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append({"path": request.path, **(await request.post())})
+        values = [[NOW + 15, "3"], [NOW + 30, "6"]]
+        result = [{"metric": {READING: "0.requests", "code": "2xx"}, "values": values}]
+        data = {"resultType": "matrix", "result": result}
+        return web.json_response({"status": "success", "data": data})
+
+    async with serving(handler) as url, aiohttp.ClientSession() as session:
+        client = PrometheusClient(session, url)
+        found = await client.series("run", Question(seconds=60), NOW, NOW + 45, 15)
+
+    assert [reading.at for reading in found] == [NOW, NOW + 15, NOW + 30, NOW + 45]
+    assert [reading.requests for reading in found] == [None, 3, 6, None]
+    assert len(asked) == 1
+    assert (asked[0]["path"], asked[0]["step"]) == ("/api/v1/query_range", "15.000")
 
 
 async def test_an_unknown_run_is_an_empty_answer_and_no_failure() -> None:
@@ -77,9 +124,9 @@ async def test_an_unknown_run_is_an_empty_answer_and_no_failure() -> None:
         return web.json_response(vector())
 
     async with serving(handler) as url, aiohttp.ClientSession() as session:
-        readings = await PrometheusClient(session, url).read("run", None, NOW)
+        [reading] = await PrometheusClient(session, url).read("run", [Question(seconds=60)], NOW)
 
-    assert readings.is_empty
+    assert reading.is_empty
 
 
 async def test_nobody_listening_is_unavailable() -> None:

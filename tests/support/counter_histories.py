@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 BEGIN = 1_700_000_000.0
 INTERVALS = (1.0, 2.0, 5.0, 15.0)
+FAMILIES = {
+    names.REQUESTS: "counter",
+    names.OVERLOADED: "counter",
+    names.PROBES: "counter",
+    names.DURATION: "histogram",
+}
 
 
 @dataclass(kw_only=True)
@@ -50,33 +57,52 @@ def random_histories(
 
 def openmetrics(histories: list[History]) -> Iterator[str]:
     """The same histories as lines that ``promtool tsdb create-blocks-from`` reads."""
-    reader = ExpositionReader()
-    readings = [
-        (history, [(at, reader.read(text)) for at, text in history.scrapes if text is not None])
-        for history in histories
-    ]
-    for kind, family in (("counter", names.REQUESTS), ("histogram", names.DURATION)):
+    lines = [_Lines(history) for history in histories]
+    for family, kind in FAMILIES.items():
         yield f"# TYPE {family.removesuffix('_total')} {kind}"
         for slot, series in enumerate(LAYOUT):
-            if not series.startswith(family):
-                continue
-            name, _, own = series.removesuffix("}").partition("{")
-            for history, samples in readings:
-                labels = _labels(history.target)
-                for at, vector in samples:
-                    yield f"{name}{{{labels},{own}}} {vector[slot]!r} {at:.3f}"
+            if re.split("_bucket|{", series)[0] == family:
+                for of in lines:
+                    yield from of.counters(series, slot)
+    yield f"# TYPE {names.IN_PROGRESS} gauge"
+    for of in lines:
+        yield from of.in_progress()
     yield "# TYPE up gauge"
-    for history in histories:
-        labels = _labels(history.target)
-        for at, text in history.scrapes:
-            yield f"up{{{labels}}} {0 if text is None else 1} {at:.3f}"
+    for of in lines:
+        yield from of.up()
     yield "# EOF"
+
+
+class _Lines:
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._labels = _labels(history.target)
+        reader = ExpositionReader(probes=history.target.is_gateway)
+        self._scrapes = [
+            (at, reader.read(text)) for at, text in history.scrapes if text is not None
+        ]
+
+    def counters(self, series: str, slot: int) -> Iterator[str]:
+        name, _, own = series.removesuffix("}").partition("{")
+        if name == names.PROBES and not self._history.target.is_gateway:
+            return
+        labels = ",".join(filter(None, (self._labels, own)))
+        for at, scrape in self._scrapes:
+            yield f"{name}{{{labels}}} {scrape.counters[slot]!r} {at:.3f}"
+
+    def in_progress(self) -> Iterator[str]:
+        for at, scrape in self._scrapes:
+            yield f"{names.IN_PROGRESS}{{{self._labels}}} {scrape.in_progress!r} {at:.3f}"
+
+    def up(self) -> Iterator[str]:
+        for at, text in self._history.scrapes:
+            yield f"up{{{self._labels}}} {0 if text is None else 1} {at:.3f}"
 
 
 def _history(random: Random, target: Target, interval: float, seconds: float) -> History:
     history = History(target=target)
     shape = _Traffic(random)
-    instruments = InferenceInstruments(None)
+    instruments = InferenceInstruments(None, probes=target.is_gateway)
     at = BEGIN + random.uniform(0, interval)
     end = BEGIN + seconds
     if random.random() < 0.4:
@@ -87,7 +113,10 @@ def _history(random: Random, target: Target, interval: float, seconds: float) ->
         shape.observe(instruments, random.uniform(1, 100))
     while at < end:
         if random.random() < 0.01:
-            instruments = InferenceInstruments(None)
+            instruments = InferenceInstruments(None, probes=target.is_gateway)
+        if target.is_gateway:
+            instruments.probe(passed=random.random() < 0.9)
+        instruments.in_progress.value = random.randint(0, 9)
         lost = random.random() < 0.03
         history.scrapes.append((round(at, 3), None if lost else instruments.text()))
         shape.observe(instruments, interval)
@@ -109,7 +138,9 @@ class _Traffic:
         for _ in range(max(round(random.gauss(expected, expected**0.5)), 0)):
             draw = random.random()
             code = "5xx" if draw < self._errors else "4xx" if draw > 0.95 else "2xx"
-            instruments.observe(code, self._median * random.lognormvariate(0, self._sigma))
+            overloaded = code == "5xx" and random.random() < 0.4
+            seconds = self._median * random.lognormvariate(0, self._sigma)
+            instruments.observe(code, seconds, overloaded=overloaded)
 
 
 def _labels(target: Target) -> str:

@@ -72,6 +72,9 @@ class Recorder:
     def finished(self, request: Request, status: int | None) -> None:
         self.ends += 1
 
+    def abandoned(self, request: Request) -> None:
+        self.abandonments += 1
+
     def hold(self, size: int) -> bool:
         self.held += size
         return True

@@ -45,6 +45,9 @@ class InProcessReplica(Replica):
     async def ended(self) -> EngineError:
         return await asyncio.shield(self.end)
 
+    async def probe(self) -> None:
+        self.note("probe")
+
     async def scrape(self) -> str:
         return ""
 
@@ -105,6 +108,9 @@ class InProcessEngine(Engine):
     async def attend(self, key: DeploymentKey, *, nobody_home: bool) -> None:
         self.nobody_home[key] = nobody_home
 
+    async def renew(self, key: DeploymentKey) -> None:
+        self.journal.append(f"renew {key.model}")
+
     async def unlisten(self, key: DeploymentKey) -> None:
         self.listening.discard(key)
 
@@ -128,7 +134,7 @@ async def spec_for(made: Deployment, version: int, run_id: str, ordinal: int = 0
     )
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

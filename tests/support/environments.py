@@ -8,13 +8,12 @@ import subprocess
 from pathlib import Path
 
 from server.environments.build import Environments
-from server.environments.plan import plan
+from server.environments.plan import EnvironmentPlan, plan
 from server.settings import Settings
 from tests.support.wheels import wheel_links
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".cache" / "environments"
-FORMATS = {"onnx": "onnx", "torchscript": "torchscript", "sklearn": "pickle"}
 
 
 class ModelEnvironments:
@@ -37,14 +36,19 @@ class ModelEnvironments:
 
     def python(self, kind: str) -> Path:
         """Return the interpreter of the environment that models of this kind get by default."""
-        if kind not in self._pythons:
-            self._pythons[kind] = asyncio.run(self._build(kind))
-        return self._pythons[kind]
+        return self.python_of(plan(kind, kind, None, "cpu"))
 
-    async def _build(self, kind: str) -> Path:
+    def python_of(self, made: EnvironmentPlan) -> Path:
+        """Return the interpreter of the environment of a plan."""
+        key = " ".join(made.requirements)
+        if key not in self._pythons:
+            self._pythons[key] = asyncio.run(self._build(made))
+        return self._pythons[key]
+
+    async def _build(self, made: EnvironmentPlan) -> Path:
         links = tuple(part for part in wheel_links().split(",") if part)
         environments = Environments(Settings(wheel_links=links), self.folder)
-        lock = await environments.lock(plan(kind, FORMATS[kind], None, "cpu"))
+        lock = await environments.lock(made)
         environment = await environments.build(lock, lambda _code, _params: None)
         await environments.close()
         return environment.python

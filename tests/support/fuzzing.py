@@ -1,8 +1,9 @@
-"""How many examples the generated tests of the data plane try."""
+"""How many examples the generated tests try, and from which seed."""
 
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 FACTOR = float(os.environ.get("TEST_FUZZ", "1"))
 SECONDS = 120 * max(1.0, FACTOR)
 """How long one test may take."""
+
+SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
+"""For generators that hypothesis does not seed; ``SEED`` repeats a run."""
 
 
 def examples(number: int) -> Callable[[Any], Any]:

@@ -12,16 +12,20 @@ from aiohttp import web
 
 from server import keys
 from server.api import inference, system
+from server.api.callers import ATTEMPTS, Attempts
 from server.api.edge import make_runner, setup_edge
 from server.api.gateway import GATEWAY, Gateway
 from server.messages import Messages
 from server.records import DeploymentKey
 from server.settings import Settings
 from server.states import Wanted
+from tests.support.tokens import RUN
 from tests.support.toy_edge import MemorySessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from server.pipeline.tokens import Tokens
 
 KEY = DeploymentKey(owner="somebody", model="iris", environment="dev")
 INFER = "/dev/v2/models/iris/infer"
@@ -41,6 +45,7 @@ class Replica:
         self.port = 0
         self.targets: list[str] = []
         self.hosts: list[str] = []
+        self.heads: list[str] = []
         self.bodies: list[bytes] = []
         self.connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -78,6 +83,7 @@ class Replica:
 
     async def _received(self, reader: asyncio.StreamReader) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heads.append(head)
         lines = head.split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
         self.targets.append(lines[0].split(" ")[1])
@@ -98,6 +104,12 @@ async def send(
     writer.write("\r\n".join([*lines, "", ""]).encode() + body)
     await writer.drain()
     return True
+
+
+class SaysNothing(Replica):
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        await asyncio.Event().wait()
+        return False
 
 
 class RedirectsElsewhere(Replica):
@@ -131,6 +143,15 @@ class SendsHostileHeaders(Replica):
 class ClosesReusedConnections(Replica):
     async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
         return not served and await super().answer(writer, served)
+
+
+class IsReplacedByAnother(Replica):
+    """Tells whoever comes again over a kept connection that the model is elsewhere by now."""
+
+    async def answer(self, writer: asyncio.StreamWriter, served: int) -> bool:
+        if not served:
+            return await super().answer(writer, served)
+        return await send(writer, 421, ANSWER, {"Content-Type": "application/json"})
 
 
 class BreaksOffHalfway(Replica):
@@ -192,6 +213,10 @@ class AnswersHugeSlowly(Replica):
 # ── the service around the gateway
 
 
+async def _no_text(_target: object) -> None:
+    """Scrape a replica that does not answer."""
+
+
 class Front(NamedTuple):
     port: int
     client: aiohttp.ClientSession
@@ -201,8 +226,8 @@ class Front(NamedTuple):
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    async def predict(self, path: str = INFER) -> tuple[int, bytes]:
-        async with self.client.post(self.url(path), data=b"{}") as answer:
+    async def predict(self, path: str = INFER, **headers: str) -> tuple[int, bytes]:
+        async with self.client.post(self.url(path), data=b"{}", headers=headers) as answer:
             return answer.status, await answer.read()
 
     async def recorded(self, count: int = 1) -> list[int]:
@@ -214,20 +239,29 @@ class Front(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def in_front_of(port: int, settings: Settings | None = None) -> AsyncIterator[Front]:
+async def in_front_of(
+    port: int, settings: Settings | None = None, tokens: Tokens | None = None
+) -> AsyncIterator[Front]:
     """Run the routes of predictions and of discovery with one deployment, whose port is given."""
     settings = settings or Settings()
+    run = SimpleNamespace(owner=KEY.owner, model=KEY.model)
     refusals: list[Any] = []
     replica = SimpleNamespace(
         port=port, spec=SimpleNamespace(run_id="r1", version=1, model={"secret": "s"})
     )
-    made: Any = SimpleNamespace(key=KEY, wanted=Wanted.UP)
+    made: Any = SimpleNamespace(key=KEY, wanted=Wanted.UP, run_id="r1", id="dev/iris/1")
     app = web.Application()
     app[keys.SETTINGS] = settings
     fakes: dict[Any, Any] = {
-        keys.STORE: SimpleNamespace(deployments_called=lambda name: [made] * (name == "iris")),
+        keys.STORE: SimpleNamespace(
+            deployments_called=lambda name: [made] * (name in {"iris", RUN}), runs={RUN: run}
+        ),
+        keys.TOKENS: tokens,
+        ATTEMPTS: Attempts(),
         keys.RECONCILER: SimpleNamespace(replicas=lambda _key: [replica]),
-        keys.SCRAPER: SimpleNamespace(refused=refusals.append, targets=list),
+        keys.SCRAPER: SimpleNamespace(
+            refused=refusals.append, targets=list, find=lambda name: name, fresh_text=_no_text
+        ),
     }
     for key, fake in fakes.items():
         app[key] = fake
@@ -235,6 +269,7 @@ async def in_front_of(port: int, settings: Settings | None = None) -> AsyncItera
     app.router.add_post("/{env}/v2/models/{name}/infer", inference.forward)
     app.router.add_get("/{env}/v2/models/{name}", inference.forward)
     app.router.add_get("/sd", system.discovery_of_replicas)
+    app.router.add_get("/sd/replicas/{target}/metrics", system.replica_metrics)
     statuses: list[int] = []
     setup_edge(
         app, settings, Messages(), MemorySessions(), lambda *seen: statuses.append(int(seen[2]))

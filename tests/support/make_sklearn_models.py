@@ -20,10 +20,12 @@ from typing import Any
 
 import joblib
 import numpy as np
-from sklearn.cluster import KMeans
+import sklearn
+from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -105,6 +107,30 @@ def make_broken(folder: Path) -> None:
     (folder / "truncated.bin").write_bytes(fitted[:-100])
 
 
+def make_of_other_times(folder: Path) -> None:
+    """Write models as other versions of scikit-learn would, and such as cannot be served."""
+    old = Ridge().fit(ROWS, NUMBERS)
+    written = pickle.dumps(old)
+    own = f"\x8c{chr(len(sklearn.__version__))}{sklearn.__version__}".encode("latin1")
+    (folder / "older.bin").write_bytes(written.replace(own, b"\x8c\x050.1.2"))
+    lost = pickle.loads(written)
+    del lost.coef_
+    lost.n_features_in_ = 4
+    other = pickle.dumps(lost).replace(own, b"\x8c\x050.1.2")
+    (folder / "older_broken.bin").write_bytes(other)
+    renamed = written.replace(b"\x8c\x05Ridge", b"\x8c\x05Rigde")
+    (folder / "renamed.bin").write_bytes(renamed)
+    (folder / "no_predict.bin").write_bytes(pickle.dumps(DBSCAN().fit(ROWS)))
+    pairs = DictVectorizer().fit([{"a": 1.0}])
+    (folder / "dictionaries.bin").write_bytes(pickle.dumps(pairs))
+    columns = ColumnTransformer([("n", StandardScaler(), [0, 1])]).fit(ROWS)
+    columns.transformers_ = [(name, step, ["a", "b"]) for name, step, _ in columns.transformers_]
+    (folder / "by_name.bin").write_bytes(pickle.dumps(columns))
+    framed = make_pipeline(StandardScaler(), Ridge()).fit(ROWS, NUMBERS)
+    framed.named_steps["standardscaler"].set_output(transform="pandas")
+    (folder / "framed.bin").write_bytes(pickle.dumps(framed))
+
+
 class Call:
     """Pickles into a call of a named function."""
 
@@ -144,6 +170,9 @@ def make_malicious(folder: Path) -> None:
     attached = pickle.loads(pickle.dumps(model))
     attached.extra = system
     (folder / "evil_attribute.bin").write_bytes(pickle.dumps(attached))
+    # A scanner does not know this one: only the unpickler's list stands before it.
+    attached.extra = calls["numpy_savetxt"]
+    (folder / "evil_quiet.bin").write_bytes(pickle.dumps(attached))
     (folder / "evil_second.bin").write_bytes(pickle.dumps(model) + pickle.dumps(system))
     # Arrays of objects are pickles of their own inside a joblib file.
     joblib.dump(np.array([1, system], dtype=object), folder / "evil_array.bin")
@@ -162,6 +191,7 @@ def main() -> None:
     make_of_numbers(folder)
     make_of_text(folder)
     make_broken(folder)
+    make_of_other_times(folder)
     make_malicious(folder)
 
 

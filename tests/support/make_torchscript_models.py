@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,31 @@ class Raises(nn.Module):
         return y
 
 
+class NoForward(nn.Module):
+    @torch.jit.export
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class TakesText(nn.Module):
+    def forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return x if name else -x
+
+
+class Part(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x)
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x)
+
+
 def convolution(size: int) -> Any:
     head = nn.Sequential(nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, 3))
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), head)
@@ -135,12 +161,32 @@ def make_other_files(folder: Path) -> None:
     torch.save({"epoch": 3, "model": plain.state_dict(), "lr": 0.1}, folder / "checkpoint.bin")
 
 
+def change(folder: Path, name: str, old: bytes, new: bytes) -> None:
+    """Write a working model again with something else in its code or in its version."""
+    with zipfile.ZipFile(folder / "whole.bin") as whole:
+        files = {member: whole.read(member) for member in whole.namelist()}
+    with zipfile.ZipFile(folder / f"{name}.bin", "w") as changed:
+        for member, content in files.items():
+            changed.writestr(member, content.replace(old, new))
+
+
+def make_changed(folder: Path) -> None:
+    torch.jit.script(NoForward()).save(str(folder / "no_forward.bin"))
+    torch.jit.script(TakesText()).save(str(folder / "takes_text.bin"))
+    torch.jit.script(Whole()).save(str(folder / "whole.bin"))
+    change(folder, "no_operator", b"torch.relu(", b"ops.own.relu(")
+    change(folder, "no_class", b"class Part(", b"class Other(")
+    change(folder, "too_new", b"3\n", b"99\n")
+    (folder / "garbage.bin").write_bytes(b"nothing of torch")
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     folder = Path(sys.argv[1])
     make_working(folder)
     make_other_files(folder)
+    make_changed(folder)
 
 
 if __name__ == "__main__":

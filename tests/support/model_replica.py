@@ -145,8 +145,8 @@ class Running:
     control: aiohttp.ClientSession
     failures: list[str] = field(default_factory=list)
 
-    async def order(self, path: str, method: str = "POST") -> tuple[int, Any]:
-        async with self.control.request(method, f"http://control{path}") as response:
+    async def order(self, path: str, method: str = "POST", **more: Any) -> tuple[int, Any]:
+        async with self.control.request(method, f"http://control{path}", **more) as response:
             text = await response.text()
             with suppress(ValueError):
                 return response.status, json.loads(text)

@@ -58,14 +58,17 @@ def tensor(name: str, shape: list[int], values: list[float], element: int = FLOA
     )
 
 
-def external_tensor(name: str, shape: list[int], location: str) -> bytes:
-    """A tensor whose values lie in another file."""
+def external_tensor(name: str, shape: list[int], location: str, length: int = 0) -> bytes:
+    """A tensor whose values lie in another file, of which it may name the length."""
     entry = bytes_field(1, "location") + bytes_field(2, location)
+    entries = bytes_field(13, entry)
+    if length:
+        entries += bytes_field(13, bytes_field(1, "length") + bytes_field(2, str(length)))
     return (
         b"".join(number_field(1, size) for size in shape)
         + number_field(2, FLOAT)
         + bytes_field(8, name)
-        + bytes_field(13, entry)
+        + entries
         + number_field(14, 1)
     )
 

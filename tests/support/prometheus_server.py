@@ -24,10 +24,15 @@ def binary(name: str) -> str:
     return need(name, "prometheus")
 
 
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run promtool to its end."""
+def promtool(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run promtool to its end, in a folder."""
     return subprocess.run(
-        [binary("promtool"), *arguments], capture_output=True, text=True, timeout=100, check=False
+        [binary("promtool"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=folder,
     )
 
 
@@ -39,9 +44,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(config: Path, data: Path) -> Iterator[str]:
-    """A Prometheus on a configuration and a data folder; its base URL."""
-    url = f"http://127.0.0.1:{free_port()}"
+def running(config: Path, data: Path, port: int | None = None) -> Iterator[str]:
+    """A Prometheus on a configuration and a data folder, on a free port; its base URL."""
+    url = f"http://127.0.0.1:{port or free_port()}"
     command = [
         binary("prometheus"),
         f"--config.file={config}",

@@ -22,6 +22,8 @@ class Proof:
     code: int
     events: list[dict[str, Any]]
     answers: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Any] = field(default_factory=dict)
+    """Code and parameters, if the inputs were not answered."""
 
     @property
     def failure(self) -> str:
@@ -79,7 +81,12 @@ def prove_many(python: Path, jobs: list[dict[str, Any]], folder: Path) -> dict[s
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
     return {
-        result["name"]: Proof(result["code"], result["events"], result.get("answers", {}))
+        result["name"]: Proof(
+            result["code"],
+            result["events"],
+            result.get("answers", {}),
+            result.get("refused", {}),
+        )
         for result in results
     }
 

@@ -53,6 +53,7 @@ def main() -> None:
     private = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from server.model_server import prove
+    from server.model_server.failures import BadInputError, ModelFailure
     from server.model_server.spec import ModelSpec
 
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
@@ -61,7 +62,10 @@ def main() -> None:
         code = prove.run(ModelSpec(**spec), events.append)
         result: dict[str, Any] = {"name": job["name"], "code": code, "events": events}
         if code == 0 and job.get("inputs") is not None:
-            result["answers"] = answers(spec, events[-1]["passport"], job["inputs"])
+            try:
+                result["answers"] = answers(spec, events[-1]["passport"], job["inputs"])
+            except (BadInputError, ModelFailure) as refused:
+                result["refused"] = {"code": refused.code, "params": refused.params}
         private.write(json.dumps(result) + "\n")
     private.flush()
 

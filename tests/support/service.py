@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import re
 import signal
@@ -33,10 +34,17 @@ def without_gpus(folder: Path) -> dict[str, str]:
 
 
 class Service:
-    """``python -m server`` on a free port and a data folder of its own."""
+    """``python -m server`` on a free port and a data folder of its own; or another ``module``."""
 
-    def __init__(self, data_dir: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        module: str = "server",
+    ) -> None:
         self.data_dir = data_dir
+        self._module = module
         self.url = ""
         self._environment = dict(environment or {})
         self._process: asyncio.subprocess.Process | None = None
@@ -47,31 +55,43 @@ class Service:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> Self:
         """Start it and wait until it listens."""
-        await self._launch()
+        await self.launch()
+        await self.ready()
+        return self
+
+    async def ready(self) -> None:
+        """Wait until it listens; AssertionError if it ends before."""
         assert self._process is not None
         assert self._process.stdout is not None
         async with asyncio.timeout(60):
             while line := (await self._process.stdout.readline()).decode():
                 if match := _READY.search(line):
                     self.url = match[1]
-                if line.startswith("  data"):
+                # Its last line, or the last part of its only one where the log is JSON.
+                if line.startswith("  data") or " | data " in line:
                     # The same port again after a restart, as an operator would have it.
                     self._environment["PERSEPHONE_PORT"] = self.url.rsplit(":", 1)[1]
-                    return self
+                    return
         raise AssertionError(f"the service did not start:\n{self.log()[-3000:]}")
 
     async def refused(self) -> tuple[int, str]:
         """Start it with something it refuses; return its exit code and what it wrote."""
         self.log_path = self.log_path.with_name(f"{os.getpid()}-{id(self)}.log")
-        await self._launch()
+        await self.launch()
         assert self._process is not None
         written, _ = await asyncio.wait_for(self._process.communicate(), 60)
         assert self._process.returncode is not None
         return self._process.returncode, written.decode() + self.log()
 
-    async def _launch(self) -> None:
+    async def launch(self) -> None:
+        """Start it and wait for nothing."""
         settings = {
             "PERSEPHONE_PORT": "0",
             "PERSEPHONE_DATA_DIR": str(self.data_dir),
@@ -84,7 +104,7 @@ class Service:
                 sys.executable,
                 "-P",
                 "-m",
-                "server",
+                self._module,
                 env={**clean, "PYTHONPATH": str(ROOT), **settings, **self._environment},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -93,6 +113,11 @@ class Service:
     def log(self) -> str:
         """Return what it has logged."""
         return self.log_path.read_text(errors="replace")
+
+    async def ended(self) -> int:
+        """Wait until it has ended by itself and return its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
 
     async def stop(self) -> int:
         """Ask it to end and return its exit code."""
@@ -154,7 +179,7 @@ class Caller:
         form = aiohttp.FormData()
         if model is not None:
             form.add_field("model", model)
-        form.add_field("file", content, filename=name)
+        form.add_field("file", io.BytesIO(content), filename=name)
         body = await self.post("/upload", data=form)
         return str(body["runId"])
 
@@ -212,8 +237,12 @@ async def passing(url: str) -> AsyncIterator[Caller]:
 
 @contextlib.asynccontextmanager
 async def running(
-    data_dir: Path, environment: Mapping[str, str] | None = None
+    data_dir: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    module: str = "server",
 ) -> AsyncIterator[tuple[Service, Caller]]:
     """Start a service and a session with it; end both."""
-    async with Service(data_dir, environment) as service, Caller(service.url) as caller:
+    started = Service(data_dir, environment, module=module)
+    async with started as service, Caller(service.url) as caller:
         yield service, caller

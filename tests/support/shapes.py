@@ -6,6 +6,8 @@ import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from metrics.slo import DATA_STATUSES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -108,5 +110,7 @@ def assert_summary(body: Mapping[str, Any], run_id: str) -> None:
         assert 0 <= figure < 1e12
     assert red["errorsPercent"] <= 100
     assert slo["availability"] <= 100
-    assert body["dataStatus"] in {"ok", "no_traffic", "stale", "not_deployed", "unavailable"}
+    assert body["dataStatus"] in DATA_STATUSES
+    for replica in body.get("unreachable", ()):
+        assert set(replica) == {"environment", "replica", "version"}
     assert_time(body["updatedAt"])

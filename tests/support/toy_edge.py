@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 from aiohttp import web
+from aiohttp.web_exceptions import HTTPUnsupportedMediaType
+from aiohttp.web_protocol import RequestPayloadError
 
 from server.api import parameters
 from server.api.edge import make_runner, setup_edge
 from server.api.multipart import Pace, defer_continue, open_form
 from server.api.replies import reply
-from server.api.sessions import ensure_owner, owner_of
+from server.api.sessions import ensure_session, session_owner
 from server.errors import (
     BusyError,
     ConflictError,
@@ -33,6 +36,7 @@ ORIGIN = "http://localhost:3000"
 MAX_UPLOAD = 3 * 1024 * 1024
 
 RAISED: dict[str, Exception] = {
+    "400": RequestPayloadError("cut off"),
     "401": UnauthenticatedError("inference_needs_identification"),
     "404": NotFoundError("run_unknown"),
     "409": ConflictError("not_prepared"),
@@ -40,6 +44,7 @@ RAISED: dict[str, Exception] = {
     "503": UnavailableError("nobody_home"),
     "507": StorageFullError("disk_full"),
     "504": TimeoutError(),
+    "415": HTTPUnsupportedMediaType(),
     "500": RuntimeError("secret /etc/path in here"),
     "value": ValueError("bad"),
     "assert": AssertionError("bad"),
@@ -80,6 +85,7 @@ class Toy:
     sessions: MemorySessions
     observed: list[tuple[str, str, int]]
     app: web.Application
+    refused: list[str] = field(default_factory=list)
     seen: dict[str, Any] = field(default_factory=dict)
 
     def url(self, path: str) -> str:
@@ -98,7 +104,7 @@ def toy_app(pace: Pace | None = None, pause: float = 0.0) -> web.Application:
 
     async def poll(request: web.Request) -> web.Response:
         run_id = parameters.run_id(request)
-        return reply({"runId": run_id, "owner": await owner_of(request)})
+        return reply({"runId": run_id, "owner": await session_owner(request)})
 
     async def deploy(request: web.Request) -> web.Response:
         environment = parameters.environment(request, settings)
@@ -108,7 +114,7 @@ def toy_app(pace: Pace | None = None, pause: float = 0.0) -> web.Application:
         return reply({"bytes": len(await request.read())})
 
     async def upload(request: web.Request) -> web.Response:
-        owner = await ensure_owner(request)
+        owner = await ensure_session(request)
         form = await open_form(request, MAX_UPLOAD, pace)
         data = b""
         async for chunk in form.chunks():
@@ -157,6 +163,7 @@ async def running(
     app = toy_app(pace, pause)
     app.add_routes(routes)
     observed: list[tuple[str, str, int]] = []
+    refused: list[str] = []
     sessions = sessions or MemorySessions()
     setup_edge(
         app,
@@ -164,6 +171,7 @@ async def running(
         Messages(),
         sessions,
         lambda route, method, status, _seconds: observed.append((route, method, status)),
+        refused.append,
     )
     runner = make_runner(app, shutdown_timeout=1, **options)
     await runner.setup()
@@ -171,7 +179,7 @@ async def running(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
         async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
-            yield Toy(port, client, sessions, observed, app)
+            yield Toy(port, client, sessions, observed, app, refused)
     finally:
         await runner.cleanup()
 
@@ -184,3 +192,12 @@ async def exchange(toy: Toy, data: bytes) -> bytes:
     answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
     return answer
+
+
+def parsed(answer: bytes) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return status, headers (in small letters) and body of an answer that has to be JSON."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    assert headers["content-type"].startswith("application/json")
+    return int(lines[0].split()[1]), headers, json.loads(body)

@@ -12,10 +12,12 @@ import pytest
 from babel.messages.pofile import read_po
 
 from server.api import errors as api_errors
-from server.api.openapi import Reference
+from server.api.reference import Reference
+from server.messages import WORDS
 from server.model_server import refusals
 from server.routes import routes
-from server.settings import PREFIX, Settings
+from server.setting_values import PREFIX
+from server.settings import Settings
 from server.states import Step
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def documented_codes() -> dict[str, tuple[str, str]]:
 def texts() -> dict[str, str]:
     found = {}
     for path in sorted((ROOT / "server" / "locale" / "en" / "LC_MESSAGES").glob("*.po")):
+        if path.name == WORDS:
+            continue
         with path.open("rb") as file:
             for message in read_po(file):
                 if message.id:
@@ -82,6 +86,17 @@ def test_every_code_is_documented_with_its_english_text() -> None:
 
 def test_no_code_is_documented_that_has_no_text() -> None:
     assert set(documented_codes()) - set(texts()) == set()
+
+
+def test_every_refusal_and_failure_says_what_happened_and_what_to_do() -> None:
+    progress = API.read_text().partition("\n### Progress and success\n")[2]
+    short = [
+        code
+        for code, text in texts().items()
+        if f"| `{code}` |" not in progress and len(re.findall(r"[.:;](?:\s|$)", text)) < 2
+    ]
+
+    assert short == []
 
 
 def calls() -> Iterator[tuple[str, list[ast.expr]]]:

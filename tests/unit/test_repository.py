@@ -16,7 +16,9 @@ import pytest
 from babel.messages.pofile import read_po
 from packaging.requirements import Requirement
 
-from server.settings import PREFIX, Settings
+from server.messages import WORDS
+from server.setting_values import PREFIX
+from server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,6 +168,14 @@ def test_the_image_offers_a_hundred_endpoint_ports_to_a_user_who_is_not_root() -
     assert '\nENTRYPOINT ["' in image
 
 
+def test_the_image_can_trace() -> None:
+    image = (ROOT / "Dockerfile").read_text()
+
+    assert "-r requirements.txt -r requirements-tracing.txt\n" in image
+    assert "COPY requirements.txt requirements-tracing.txt ./\n" in image
+    assert "!requirements-tracing.txt" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
 # ── docs
 
 
@@ -173,7 +183,9 @@ def default_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return ",".join(f"{name}={number:g}" if name else f"{number:g}" for name, number in value)
     if isinstance(value, tuple):
         return ("-" if value and isinstance(value[0], int) else ",").join(map(str, value))
     return str(value)
@@ -198,7 +210,13 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "listed", ["requirements.txt", "requirements-dev.txt", "server/model_server/requirements.in"]
+    "listed",
+    [
+        "requirements.txt",
+        "requirements-tracing.txt",
+        "requirements-dev.txt",
+        "server/model_server/requirements.in",
+    ],
 )
 def test_every_dependency_has_a_reason(listed: str) -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text()
@@ -217,6 +235,7 @@ def requirements(path: Path) -> list[str]:
 def test_the_services_dependencies_are_pinned() -> None:
     lines = [*(ROOT / "requirements.txt").read_text().splitlines()]
     lines += (ROOT / "requirements-dev.txt").read_text().splitlines()
+    lines += (ROOT / "requirements-tracing.txt").read_text().splitlines()
 
     loose = [line for line in lines if line and not line.startswith("-r ") and "==" not in line]
     assert loose == []
@@ -230,7 +249,8 @@ def catalogues(language: str) -> list[Path]:
 
 
 def entries(language: str) -> Iterator[tuple[str, str]]:
-    for path in catalogues(language):
+    # Words are no codes: they are values in sentences.
+    for path in (path for path in catalogues(language) if path.name != WORDS):
         with path.open("rb") as file:
             for message in read_po(file, abort_invalid=True):
                 if message.id:
@@ -350,3 +370,10 @@ def test_every_state_of_the_gpus_has_a_text() -> None:
     reasons |= {placement.MEMORY_INSUFFICIENT, placement.UNHEALTHY}
 
     assert reasons | {problem.value for problem in Problem} <= set(messages("en"))
+
+
+def test_every_code_is_named_in_a_test() -> None:
+    quoted = re.compile(r"""["'](\w+)["']""")
+    named = {word for path in modules("tests") for word in quoted.findall(path.read_text())}
+
+    assert sorted(set(messages("en")) - named) == []

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import Any, Dict, Iterable, Optional, Tuple
+from functools import cache
+from typing import Any, Dict, Optional, Tuple
 
-import ml_dtypes
 import numpy as np
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-"""numpy has no such type of its own; it takes this one for one of unknown kind."""
 
 DATATYPES: Dict[str, str] = {
     "bool": "BOOL",
@@ -31,24 +27,46 @@ DATATYPES: Dict[str, str] = {
 NUMPY_NAMES: Dict[str, str] = {protocol: name for name, protocol in DATATYPES.items()}
 
 _BFLOAT16_EXPONENT = 0x7F80
+_BFLOAT16_LARGEST = 0x7F7F
 
 FLOATS = ("FP16", "BF16", "FP32", "FP64")
 INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 
 
+@cache
+def bfloat16() -> Any:
+    """Return the type of BF16, which numpy lacks; few models need its library and its 2.5 MiB."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether this is the type of BF16; numpy takes it for one of unknown kind."""
+    return bool(dtype.kind == "V" and dtype.name == "bfloat16")
+
+
+def largest(datatype: str) -> float:
+    """Return the largest finite number of a datatype of floats."""
+    if datatype != "BF16":
+        return float(np.finfo(numpy_dtype(datatype)).max)
+    # All ones but for the lowest bit of the exponent.
+    return float(np.array(_BFLOAT16_LARGEST, np.uint16).view(bfloat16()))
+
+
 def numpy_dtype(datatype: str) -> Any:
     """Return the numpy type of a datatype; text and unknown types are objects."""
-    return BFLOAT16 if datatype == "BF16" else np.dtype(NUMPY_NAMES.get(datatype, "object"))
+    return bfloat16() if datatype == "BF16" else np.dtype(NUMPY_NAMES.get(datatype, "object"))
 
 
 def is_float(dtype: Any) -> bool:
     """Whether elements of a numpy type can be fractions, NaN or infinite."""
-    return bool(dtype.kind == "f" or dtype == BFLOAT16)
+    return bool(dtype.kind == "f" or is_bfloat16(dtype))
 
 
 def are_finite(array: Any) -> Any:
     """Tell which elements of an array of floats are neither NaN nor infinite."""
-    if array.dtype != BFLOAT16:
+    if not is_bfloat16(array.dtype):
         return np.isfinite(array)
     # The foreign type's own test warns of NaNs of one kind.
     return array.view(np.uint16) & _BFLOAT16_EXPONENT != _BFLOAT16_EXPONENT
@@ -109,14 +127,3 @@ def _all_numbers(array: Any) -> bool:
 def batched(shape: Tuple[int, ...]) -> Tuple[int, ...]:
     """Shape with its first dimension left to the request."""
     return (-1, *shape[1:]) if shape else ()
-
-
-def package_versions(names: Iterable[str]) -> Dict[str, str]:
-    """Installed versions of those distributions that are there."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
 
 
@@ -18,6 +18,13 @@ class TensorSpec:
     name: str
     datatype: str
     shape: Optional[Tuple[int, ...]]
+
+
+def tensor_specs(declared: Sequence[Mapping[str, Any]]) -> Tuple[TensorSpec, ...]:
+    """Return the inputs or outputs that a description of code declares, as read from its JSON."""
+    return tuple(
+        TensorSpec(each["name"], each["datatype"], tuple(each["shape"])) for each in declared
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Loaded:
     framework_version: str
     device: str
     """Device that is really used: ``cpu`` or ``cuda``."""
-    packages: Dict[str, str] = field(default_factory=dict)
+    packages: Tuple[str, ...] = ()
     """Versions of the libraries that take part, by distribution name."""
     warnings: Tuple[Dict[str, Any], ...] = ()
     """Each ``{"code": ..., "params": {...}}``."""
@@ -52,8 +59,14 @@ class Runtime(ABC):
     kind: ClassVar[str]
     is_concurrent: ClassVar[bool] = False
     """Whether ``predict`` may run in several threads at once, each with one of its own."""
+    shapes_are_guesses: ClassVar[bool] = False
+    """Whether the shapes of inputs were guessed, so that a sample may differ from them."""
+    names_failures: ClassVar[bool] = False
+    """Whether a ``ModelFailure`` of ``predict`` says more than that the smoke test failed."""
     is_bounded: bool = False
     """Whether the time of a prediction follows from the sizes of its inputs alone."""
+    may_mix_rows: bool = False
+    """Whether the model is made so that a row's answer may depend on the other rows of a call."""
 
     @abstractmethod
     def load(self, path: str, *, device: str, threads: int) -> Loaded:
@@ -62,6 +75,18 @@ class Runtime(ABC):
         Raises:
             ModelFailure: with a code that names the cause.
         """
+
+    def pack(self, path: str, folder: str) -> None:
+        """Save the model's file into an empty folder, in a form whose weights processes share.
+
+        Raises:
+            NotImplementedError: there is no such form of this kind of model.
+        """
+        raise NotImplementedError(type(self).kind)
+
+    def load_packed(self, path: str, folder: str, *, threads: int) -> Loaded:
+        """Load the form of the model's file that ``pack`` has saved; raises as ``pack``."""
+        raise NotImplementedError(type(self).kind)
 
     @abstractmethod
     def predict(

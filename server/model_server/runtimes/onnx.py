@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import mmap
 import re
-from pathlib import Path
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from server.model_server.evidence import scrub
+from server.model_server.evidence import is_out_of_memory
 from server.model_server.failures import BadInputError, ModelFailure
 from server.model_server.runtimes.arrays import (
-    BFLOAT16,
     batched,
+    bfloat16,
     datatype_of,
     decode_text,
     encode_text,
-    package_versions,
+    is_bfloat16,
 )
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
+from server.model_server.runtimes.onnx_graph import read_facts
+from server.scrubbing import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ _CAUSES: Tuple[Tuple[str, str], ...] = (
 """Codes and what onnxruntime says in that case."""
 
 
+_PACKED_GRAPH = "model.onnx"
+_PACKING = {
+    "optimized_model_external_initializers_file_name": "weights.bin",
+    "optimized_model_external_initializers_min_size_in_bytes": "4096",
+    "save_external_prepacked_constant_initializers": "1",
+}
+"""What onnxruntime has to be told to save weights apart, as its kernels want them."""
+
+
 class OnnxRuntime(Runtime):
     """One onnxruntime session."""
 
@@ -78,9 +87,34 @@ class OnnxRuntime(Runtime):
         """Open a session on the file, on the GPU if that is asked for and possible."""
         import onnxruntime as ort
 
-        self._session = self._open(ort, path, device, threads)
+        session = self._open(ort, path, _options(ort, threads), device)
+        return self._take(ort, session, path, on_cpu=device == "cpu")
+
+    def pack(self, path: str, folder: str) -> None:
+        """Let onnxruntime save the graph that it made of the file, weights apart."""
+        import onnxruntime as ort
+
+        options = _options(ort, 1)
+        options.optimized_model_filepath = f"{folder}/{_PACKED_GRAPH}"
+        for name, value in _PACKING.items():
+            options.add_session_config_entry(f"session.{name}", value)
+        self._open(ort, path, options, "cpu")
+
+    def load_packed(self, path: str, folder: str, *, threads: int) -> Loaded:
+        """Open a session on what ``pack`` has saved."""
+        import onnxruntime as ort
+
+        options = _options(ort, threads)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = self._open(ort, f"{folder}/{_PACKED_GRAPH}", options, "cpu")
+        return self._take(ort, session, path, on_cpu=True)
+
+    def _take(self, ort: Any, session: Any, path: str, *, on_cpu: bool) -> Loaded:
+        self._session = session
         self._values = getattr(ort, "OrtValue", None)
-        self.is_bounded = device == "cpu" and not _may_loop(path)
+        facts = read_facts(path)
+        self.is_bounded = on_cpu and facts.is_bounded
+        self.may_mix_rows = facts.may_mix_rows
         self._signature = self._read_signature()
         on_gpu = self._session.get_providers()[:1] == ["CUDAExecutionProvider"]
         return Loaded(
@@ -88,18 +122,14 @@ class OnnxRuntime(Runtime):
             framework="onnxruntime",
             framework_version=str(ort.__version__),
             device="cuda" if on_gpu else "cpu",
-            packages=package_versions(("onnxruntime", "onnxruntime-gpu", "numpy")),
+            packages=("onnxruntime", "onnxruntime-gpu", "numpy"),
             warnings=tuple(
                 {"code": "onnx_zipmap_flattened", "params": {"name": name}}
                 for name in self._zipmaps
             ),
         )
 
-    def _open(self, ort: Any, path: str, device: str, threads: int) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+    def _open(self, ort: Any, path: str, options: Any, device: str) -> Any:
         providers = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
             # CUDA's libraries come as wheels; the loader does not look for them there by itself.
@@ -111,6 +141,8 @@ class OnnxRuntime(Runtime):
         except MemoryError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(str(error).split("failed:", 1)[-1]) from error
             raise _load_failure(error) from error
 
     def _read_signature(self) -> Signature:
@@ -168,8 +200,10 @@ class OnnxRuntime(Runtime):
     def _run_bound(self, names: Sequence[str], feed: Mapping[str, Any]) -> List[Any]:
         """Run the session on values of its own, since an input or output is BF16."""
         bound = self._session.io_binding()
-        for name, array in feed.items():
-            bound.bind_ortvalue_input(name, self._value(array))
+        # Some of them only point to an array, and have to live as long as the run.
+        values = {name: self._value(array) for name, array in feed.items()}
+        for name, value in values.items():
+            bound.bind_ortvalue_input(name, value)
         for name in names:
             bound.bind_output(name, "cpu")
         self._session.run_with_iobinding(bound)
@@ -177,7 +211,7 @@ class OnnxRuntime(Runtime):
 
     def _value(self, array: Any) -> Any:
         array = np.ascontiguousarray(array) if array.ndim else array
-        if array.dtype != BFLOAT16:
+        if not is_bfloat16(array.dtype):
             return self._values.ortvalue_from_numpy(array)
         bits = array.view(np.uint16)
         return self._values.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
@@ -217,21 +251,18 @@ def _array(value: Any) -> Any:
     if value.data_type() != "tensor(bfloat16)":
         return value.numpy()
     shape = tuple(value.shape())
-    array = np.empty(shape, dtype=BFLOAT16)
+    array = np.empty(shape, dtype=bfloat16())
     if array.nbytes:
         ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
     return array
 
 
-def _may_loop(path: str) -> bool:
-    """Whether a graph may run for as long as its inputs say, by the operator ``Loop``.
-
-    Looks for the bytes of a node's ``op_type``: finding them elsewhere only costs speed.
-    """
-    with Path(path).open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with data:
-            return data.find(b"\x22\x04Loop") >= 0
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
 
 
 def _text(name: str, array: Any) -> Any:
@@ -255,6 +286,6 @@ def _load_failure(error: Exception) -> ModelFailure:
         found = re.search(pattern, text)
         if found is not None:
             params = {key: str(value)[:100] for key, value in found.groupdict().items()}
-            return ModelFailure(code, evidence=scrub(text[found.start() :]), **params)
+            return ModelFailure(code, evidence=scrubbed(text[found.start() :]), **params)
     # What stands before this word is the file's path.
-    return ModelFailure("onnx_invalid", evidence=scrub(text.split("failed:", 1)[-1]))
+    return ModelFailure("onnx_invalid", evidence=scrubbed(text.split("failed:", 1)[-1]))

@@ -14,7 +14,6 @@ from server.model_server.runtimes.arrays import (
     batched,
     datatype_of,
     decode_text,
-    package_versions,
     plain,
 )
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
@@ -25,7 +24,10 @@ logger = logging.getLogger(__name__)
 INPUT = "input"
 """Name of the one input."""
 
-_PACKAGES = ("scikit-learn", "numpy", "scipy", "joblib", "pandas")
+_PACKAGES = (
+    *("scikit-learn", "numpy", "scipy", "joblib", "pandas"),
+    *("lightgbm", "xgboost", "xgboost-cpu"),
+)
 
 
 class SklearnRuntime(Runtime):
@@ -43,14 +45,14 @@ class SklearnRuntime(Runtime):
         self._limit: Any = None
 
     def load(self, path: str, *, device: str, threads: int) -> Loaded:
-        """Unpickle the estimator through the allow list; scikit-learn knows no GPU."""
+        """Read the estimator through the allow list; scikit-learn knows no GPU."""
         del device
         import sklearn
         from sklearn.base import BaseEstimator
         from threadpoolctl import threadpool_limits
 
         self._limit = threadpool_limits(limits=threads)
-        model, made_with = load_pickle(path)
+        model, made_with = self._read(path)
         if not isinstance(model, BaseEstimator):
             raise ModelFailure("not_an_estimator", found=type(model).__name__[:100])
         _check_fitted(model)
@@ -67,9 +69,13 @@ class SklearnRuntime(Runtime):
             framework="scikit-learn",
             framework_version=str(sklearn.__version__),
             device="cpu",
-            packages=package_versions(_PACKAGES),
+            packages=_PACKAGES,
             warnings=warnings,
         )
+
+    def _read(self, path: str) -> Tuple[Any, Optional[str]]:
+        """Return the object of the file, and which scikit-learn made it if not the running one."""
+        return load_pickle(path)
 
     def _read_inputs(self, model: Any) -> None:
         layout = sklearn_inputs.layout(model)
@@ -138,8 +144,11 @@ def _check_fitted(model: Any) -> None:
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
+    checked = _that_can_tell(model)
+    if isinstance(checked, str):
+        return
     try:
-        check_is_fitted(model)
+        check_is_fitted(checked)
     except NotFittedError as error:
         raise ModelFailure(
             "sklearn_not_fitted", name=type(model).__name__[:100], evidence=one_line(error)
@@ -147,6 +156,16 @@ def _check_fitted(model: Any) -> None:
     except TypeError:
         # Says that it is no estimator with a fit method; the missing predict says more.
         return
+
+
+def _that_can_tell(model: Any) -> Any:
+    """Return what knows whether a model is fitted: before scikit-learn 1.0 no pipeline did.
+
+    It may be a word that stands for no step.
+    """
+    while hasattr(model, "steps") and not hasattr(model, "__sklearn_is_fitted__"):
+        model = model.steps[-1][1]
+    return "passthrough" if model is None else model
 
 
 def _methods(model: Any) -> Tuple[str, ...]:

@@ -12,6 +12,7 @@ from server.model_server.runtimes.arrays import encode_text
 
 _TEXT = "text"
 _MANY = 20_000
+_FAMILY = ("sklearn", "xgboost", "lightgbm")
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,12 @@ def tame(model: Any) -> None:
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if type(item).__module__.split(".")[0] == "sklearn" and hasattr(item, "__dict__"):
+        if type(item).__module__.split(".")[0] in _FAMILY and hasattr(item, "__dict__"):
             if "n_jobs" in vars(item):
                 item.n_jobs = 1
+            if vars(item).get("_Booster") is not None and hasattr(item, "get_booster"):
+                # XGBoost keeps the number that it was fitted with.
+                item.get_booster().set_param({"nthread": 1})
             if _reads_text(item) and getattr(item, "input", "content") != "content":
                 raise ModelFailure("sklearn_reads_files", name=type(item).__name__)
             waiting.extend(vars(item).values())

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any, Iterator, Tuple
 
-from server.model_server.evidence import one_line
+from server.model_server.evidence import is_out_of_memory, one_line
 from server.model_server.failures import ModelFailure
 
 _STATE_DICT_GLOBALS = re.compile(
@@ -20,8 +20,8 @@ _STATE_DICT_GLOBALS = re.compile(
 )
 
 _CAUSES: Tuple[Tuple[str, str], ...] = (
-    ("torchscript_operator_missing", r"Unknown builtin op: (?P<name>[\w:.]+)"),
-    ("torchscript_operator_missing", r"Couldn't find an operator for (?P<name>[\w:.]+)"),
+    ("torchscript_operator_missing", r"Unknown builtin op: (?P<name>[\w:]+(?:\.\w+)*)"),
+    ("torchscript_operator_missing", r"Couldn't find an operator for (?P<name>[\w:]+(?:\.\w+)*)"),
     ("torchscript_version_too_new", r"maximum supported version for reading"),
     ("torchscript_class_missing", r"Unknown type name '(?P<name>[^']+)'"),
     ("torchscript_no_forward", r"Method 'forward' is not defined|Tried to access nonexistent"),
@@ -34,8 +34,7 @@ def load(torch: Any, path: str, device: str) -> Any:
 
     Raises:
         ModelFailure: ``state_dict_not_torchscript``, ``module_pickle_not_torchscript``,
-            ``exported_program_not_torchscript``, ``torchscript_operator_missing``,
-            ``torchscript_version_too_new``, ``torchscript_class_missing``,
+            ``torchscript_operator_missing``, ``torchscript_version_too_new``, ``torchscript_class_missing``,
             ``torchscript_no_forward`` or ``torchscript_invalid``.
     """
     _check(path)
@@ -44,7 +43,7 @@ def load(torch: Any, path: str, device: str) -> Any:
         try:
             return torch.jit.load(path, map_location=device).eval()
         except RuntimeError as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise _failure(error) from error
 
@@ -74,8 +73,6 @@ def _check_archive(path: str) -> None:
         names = {name.split("/", 1)[-1]: name for name in archive.namelist()}
         if "constants.pkl" in names and any(name.startswith("code/") for name in names):
             return
-        if "archive_format" in names or "models/model.json" in names:
-            raise ModelFailure("exported_program_not_torchscript")
         if "data.pkl" in names:
             with archive.open(names["data.pkl"]) as file:
                 raise _plain_pickle(io.BytesIO(file.read(64 * 1024 * 1024)))

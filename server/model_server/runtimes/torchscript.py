@@ -9,15 +9,9 @@ import numpy as np
 
 from server.model_server.failures import ModelFailure
 from server.model_server.runtimes import torch_files, torch_shapes
-from server.model_server.runtimes.arrays import (
-    BFLOAT16,
-    datatype_of,
-    is_float,
-    numpy_dtype,
-    package_versions,
-    plain,
-)
+from server.model_server.runtimes.arrays import datatype_of, is_float, numpy_dtype
 from server.model_server.runtimes.base import Loaded, Runtime, Signature, TensorSpec
+from server.model_server.runtimes.torch_values import Streams, as_array, as_tensor, named
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +23,7 @@ class TorchScriptRuntime(Runtime):
 
     kind: ClassVar[str] = "torchscript"
     is_concurrent: ClassVar[bool] = True
+    shapes_are_guesses: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._module: Any = None
@@ -39,6 +34,7 @@ class TorchScriptRuntime(Runtime):
         self._inputs: Tuple[TensorSpec, ...] = ()
         self._is_bfloat = False
         self._last: Dict[str, Any] = {}
+        self._streams = Streams()
         self._proven = False
 
     def load(self, path: str, *, device: str, threads: int) -> Loaded:
@@ -59,7 +55,7 @@ class TorchScriptRuntime(Runtime):
             framework="torch",
             framework_version=str(torch.__version__),
             device=self._device,
-            packages=package_versions(("torch", "numpy")),
+            packages=("torch", "numpy"),
         )
 
     def _input(self, name: str, kind: str) -> TensorSpec:
@@ -88,10 +84,10 @@ class TorchScriptRuntime(Runtime):
         self, inputs: Mapping[str, Any], outputs: Optional[Sequence[str]] = None
     ) -> Dict[str, Any]:
         """Run ``forward`` once, without gradients."""
-        arguments = [self._argument(kind, inputs[name]) for name, kind in self._arguments]
-        with self._torch.no_grad():
+        with self._torch.no_grad(), self._streams.of(self._torch, self._device):
+            arguments = [self._argument(kind, inputs[name]) for name, kind in self._arguments]
             answer = self._module(*arguments)
-            answers = dict(_flat(answer, ""))
+            answers = {name: as_array(item) for name, item in named(answer)}
         if not self._proven:
             self._last = dict(inputs)
         if outputs is None:
@@ -101,18 +97,9 @@ class TorchScriptRuntime(Runtime):
     def _argument(self, kind: str, array: Any) -> Any:
         if kind != "Tensor":
             return {"int": int, "float": float, "bool": bool}[kind](array)
-        array = np.ascontiguousarray(array) if array.ndim else array
-        if not array.flags.writeable:
-            array = array.copy()
-        if array.dtype == BFLOAT16:
-            tensor = self._torch.from_numpy(array.view(np.int16)).view(self._torch.bfloat16)
-        else:
-            tensor = self._torch.from_numpy(array)
         # A sample has no bfloat16, since numpy's files have none.
         cast = self._torch.bfloat16 if self._is_bfloat and array.dtype == np.float32 else None
-        if self._device == "cpu" and cast is None:
-            return tensor
-        return tensor.to(self._device, cast)
+        return as_tensor(self._torch, array, self._device, cast)
 
     def candidates(self) -> List[Dict[str, Any]]:
         """Zeros, then small values, in the sizes that an image or a signal may need."""
@@ -246,34 +233,3 @@ def _arguments(module: Any) -> Iterator[Tuple[str, str]]:
             raise ModelFailure(
                 "torchscript_argument_unsupported", name=str(argument.name)[:100], type=kind[:100]
             )
-
-
-def _flat(answer: Any, name: str) -> Iterator[Tuple[str, Any]]:
-    """Name every tensor of an answer: its place, or its key."""
-    if isinstance(answer, Mapping):
-        for key, item in answer.items():
-            yield from _flat(item, f"{name}_{key}" if name else str(key))
-    elif isinstance(answer, (tuple, list)) and not _all_text(answer):
-        for place, item in enumerate(answer):
-            yield from _flat(item, f"{name or 'output'}_{place}")
-    elif answer is not None:
-        yield name or "output_0", _array(answer)
-
-
-def _all_text(answer: Any) -> bool:
-    return bool(answer) and all(isinstance(item, str) for item in answer)
-
-
-def _array(item: Any) -> Any:
-    if not hasattr(item, "detach"):
-        return plain(np.asarray(item))
-    tensor = item.detach()
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if str(tensor.layout) != "torch.strided":
-        tensor = tensor.to_dense()
-    if str(tensor.dtype) == "torch.bfloat16":
-        import torch
-
-        return tensor.cpu().contiguous().view(torch.int16).numpy().view(BFLOAT16)
-    return plain(tensor.cpu().numpy())

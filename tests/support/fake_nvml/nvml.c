@@ -3,12 +3,15 @@
  * Lines, fields separated by '|':
  *   init|CODE                                            answer of nvmlInitWithFlags
  *   driver|VERSION
- *   gpu|UUID|NAME|TOTAL_MIB|USED_MIB|UTILISATION|ERROR|MIG|PID,PID,...
+ *   gpu|UUID|NAME|TOTAL_MIB|USED_MIB|UTILISATION|ERROR|MIG|PID,PID,...|MEMORY_UTILISATION|MILLIWATTS|CELSIUS
  *   mig|UUID|NAME|TOTAL_MIB|USED_MIB|UTILISATION|ERROR|0|PID,...   instance of the last gpu line
+ *   xid|UUID|NUMBER                                      an error; told once, to who listened before
+ * The minor number of a card is its place in the file, counted from the last: the order of the
+ * nodes is not that of the list. A MIG instance is the gpu instance of its place, compute instance 0.
  *   fail|FUNCTION|CODE                                   this function answers this code
  *   hang|FUNCTION                                        this function never returns
  *   calls|FILE                                           every call appends its name to FILE
- * A mig line with the UUID "-" is a hole in the numbering. A UTILISATION below 0 is not supported.
+ * A mig line with the UUID "-" is a hole in the numbering. A figure below 0 is not supported.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,19 +20,29 @@
 
 enum {
     OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7,
-    IS_LOST = 15, VERSION_MISMATCH = 25, SLOTS = 64, PIDS = 64
+    TIMED_OUT = 10, IS_LOST = 15, VERSION_MISMATCH = 25, SLOTS = 64, PIDS = 64, FIELDS = 12,
+    XID_EVENT = 8
 };
 
 typedef unsigned long long u64;
 typedef struct { char uuid[96], name[96]; u64 total, used; int util, error, mig, parent;
+                 int memory_util, milliwatts, celsius;
                  int pid_count; unsigned pids[PIDS]; } Device;
+typedef struct { char uuid[96]; u64 number; } Xid;
 typedef struct { u64 total, free, used; } Memory;
 typedef struct { unsigned version; u64 total, reserved, free, used; } MemoryV2;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } Process;
 typedef struct { unsigned gpu, memory; } Utilization;
-typedef struct { unsigned count; int init, answer; char driver[80]; Device devices[SLOTS]; } World;
+typedef struct { unsigned version; int sensor, degrees; } Temperature;
+typedef struct { void *device; u64 type, data; unsigned gpu_instance, compute_instance; } Event;
+typedef struct { unsigned count, xid_count; int init, answer; char driver[80];
+                 Device devices[SLOTS]; Xid xids[SLOTS]; } World;
 
 static int initialised;
+/* Which slots are listened to, and how many of the errors are over. */
+static char listened[SLOTS];
+static unsigned told;
+static char events;
 /* A handle is the address of a slot; it stays valid whatever the file says later. */
 static char handles[SLOTS];
 
@@ -46,6 +59,9 @@ static void read_device(World *world, char **field, int parent) {
     device->error = atoi(field[6]);
     device->mig = atoi(field[7]);
     device->parent = parent;
+    device->memory_util = atoi(field[9]);
+    device->milliwatts = atoi(field[10]);
+    device->celsius = atoi(field[11]);
     char *rest = field[8], *pid;
     while ((pid = strsep(&rest, ",")) && device->pid_count < PIDS)
         if (*pid) device->pids[device->pid_count++] = (unsigned)strtoul(pid, NULL, 10);
@@ -67,14 +83,19 @@ static World look(const char *function) {
     FILE *file = path ? fopen(path, "r") : NULL;
     copy(world.driver, sizeof world.driver, "550.54.15");
     while (file && fgets(line, sizeof line, file)) {
-        char empty[] = "", *field[9], *rest = line;
+        char empty[] = "", *field[FIELDS], *rest = line;
         line[strcspn(line, "\n")] = 0;
-        for (int i = 0; i < 9; i++) if (!(field[i] = strsep(&rest, "|"))) field[i] = empty;
+        for (int i = 0; i < FIELDS; i++) if (!(field[i] = strsep(&rest, "|"))) field[i] = empty;
         if (!strcmp(field[0], "init")) world.init = atoi(field[1]);
         if (!strcmp(field[0], "driver")) copy(world.driver, sizeof world.driver, field[1]);
         if (!strcmp(field[0], "calls")) record(field[1], function);
         if (!strcmp(field[0], "fail") && !strcmp(field[1], function)) world.answer = atoi(field[2]);
         if (!strcmp(field[0], "hang") && !strcmp(field[1], function)) for (;;) pause();
+        if (!strcmp(field[0], "xid") && world.xid_count < SLOTS) {
+            Xid *xid = &world.xids[world.xid_count++];
+            copy(xid->uuid, sizeof xid->uuid, field[1]);
+            xid->number = strtoull(field[2], NULL, 10);
+        }
         if (world.count == SLOTS) continue;
         if (!strcmp(field[0], "gpu")) { last_gpu = (int)world.count; read_device(&world, field, -1); }
         if (!strcmp(field[0], "mig")) read_device(&world, field, last_gpu);
@@ -230,8 +251,73 @@ int nvmlDeviceGetUtilizationRates(void *handle, Utilization *rates) {
     Device *device = find(&world, handle, &answer);
     if (!device) return answer;
     if (device->util < 0 || device->parent >= 0) return NOT_SUPPORTED;
-    *rates = (Utilization){(unsigned)device->util, 0};
+    *rates = (Utilization){(unsigned)device->util, (unsigned)device->memory_util};
     return OK;
+}
+
+int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (device->milliwatts < 0 || device->parent >= 0) return NOT_SUPPORTED;
+    *milliwatts = (unsigned)device->milliwatts;
+    return OK;
+}
+
+int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *degrees) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (sensor || device->celsius < 0 || device->parent >= 0) return NOT_SUPPORTED;
+    *degrees = (unsigned)device->celsius;
+    return OK;
+}
+
+int nvmlDeviceGetTemperatureV(void *handle, Temperature *temperature) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (device->celsius < 0 || device->parent >= 0) return NOT_SUPPORTED;
+    temperature->degrees = device->celsius;
+    return OK;
+}
+
+int nvmlEventSetCreate(void **set) {
+    World world = look(__func__);
+    if (world.answer) return world.answer;
+    memset(listened, 0, sizeof listened);
+    told = world.xid_count;
+    *set = &events;
+    return OK;
+}
+
+int nvmlDeviceRegisterEvents(void *handle, u64 types, void *set) {
+    int answer;
+    World world = look(__func__);
+    if (!find(&world, handle, &answer)) return answer;
+    if (set != &events || types != XID_EVENT) return INVALID;
+    listened[(char *)handle - handles] = 1;
+    return OK;
+}
+
+/* Tells the errors of lost cards too: that is when they matter. */
+int nvmlEventSetWait_v2(void *set, Event *event, unsigned milliseconds) {
+    World world = look(__func__);
+    (void)milliseconds;
+    if (world.answer) return world.answer;
+    if (set != &events) return INVALID;
+    while (told < world.xid_count) {
+        Xid *xid = &world.xids[told++];
+        for (unsigned slot = 0; slot < world.count; slot++)
+            if (listened[slot] && !strcmp(world.devices[slot].uuid, xid->uuid)) {
+                *event = (Event){&handles[slot], XID_EVENT, xid->number, ~0u, ~0u};
+                return OK;
+            }
+    }
+    return TIMED_OUT;
 }
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
@@ -240,6 +326,38 @@ int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     Device *device = find(&world, handle, &answer);
     if (device) *current = *pending = (unsigned)device->mig;
     return answer;
+}
+
+int nvmlDeviceGetMinorNumber(void *handle, unsigned *minor) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (device->parent >= 0) return NOT_SUPPORTED;
+    *minor = 0;
+    for (unsigned slot = (unsigned)(device - world.devices) + 1; slot < world.count; slot++)
+        *minor += world.devices[slot].parent < 0;
+    return OK;
+}
+
+int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *id) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (device->parent < 0) return NOT_SUPPORTED;
+    *id = (unsigned)(device - &world.devices[device->parent]);
+    return OK;
+}
+
+int nvmlDeviceGetComputeInstanceId(void *handle, unsigned *id) {
+    int answer;
+    World world = look(__func__);
+    Device *device = find(&world, handle, &answer);
+    if (!device) return answer;
+    if (device->parent < 0) return NOT_SUPPORTED;
+    *id = 0;
+    return OK;
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) {

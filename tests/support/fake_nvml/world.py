@@ -25,6 +25,10 @@ class Card:
     error: int = 0
     """NVML's return code of every call on this card."""
     pids: tuple[int, ...] = ()
+    memory_utilization: int = 0
+    milliwatts: int = 52_000
+    """Of these two as well: below zero, the driver does not tell."""
+    celsius: int = 34
     instances: tuple[Card, ...] = ()
     mig: bool = False
 
@@ -32,6 +36,7 @@ class Card:
         pids = ",".join(str(pid) for pid in self.pids)
         is_mig = int(self.mig or bool(self.instances))
         fields = (self.total, self.used, self.utilization, self.error, is_mig, pids)
+        fields += (self.memory_utilization, self.milliwatts, self.celsius)
         own = "|".join([kind, self.uuid, self.name, *(str(value) for value in fields)])
         return [own, *(line for card in self.instances for line in card.lines("mig"))]
 
@@ -46,6 +51,7 @@ class World:
     driver: str = "550.54.15"
     failing: dict[str, int] = field(default_factory=dict)
     hanging: set[str] = field(default_factory=set)
+    xids: list[tuple[str, int]] = field(default_factory=list)
 
     @classmethod
     def create(cls, folder: Path, *cards: Card) -> World:
@@ -104,6 +110,11 @@ class World:
         """Let a card fall off the bus."""
         self.change(uuid, error=15)
 
+    def report_xid(self, uuid: str, number: int) -> None:
+        """Let the driver tell of an error, once, to whoever listens to the card."""
+        self.xids.append((uuid, number))
+        self.write()
+
     def calls(self, function: str) -> int:
         """Count the calls of a function up to now."""
         if not self._calls.exists():
@@ -115,6 +126,7 @@ class World:
         lines = [f"calls|{self._calls}", f"init|{self.init_code}", f"driver|{self.driver}"]
         lines += [f"fail|{function}|{code}" for function, code in self.failing.items()]
         lines += [f"hang|{function}" for function in sorted(self.hanging)]
+        lines += [f"xid|{uuid}|{number}" for uuid, number in self.xids]
         lines += [line for card in self.cards for line in card.lines()]
         draft = self._file.with_suffix(".draft")
         draft.write_text("\n".join(lines) + "\n")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gpu.devices import Device, DeviceState, Problem, Reading, Snapshot, from_json, to_json
+from gpu.devices import Card, Device, DeviceState, Problem, Reading, Snapshot, from_json, to_json
 
 CARD = Device(
     id="GPU-1",
@@ -22,7 +22,8 @@ CARD = Device(
 
 
 def test_a_reading_survives_json_unchanged() -> None:
-    reading = Reading(devices=(CARD,), problem=Problem.GPU_LOST, driver="550")
+    card = Card(id="GPU-1", index=0, name="NVIDIA A100", temperature=40)
+    reading = Reading(devices=(CARD,), cards=(card,), problem=Problem.GPU_LOST, driver="550")
 
     assert from_json(json.loads(json.dumps(to_json(reading)))) == reading
 

@@ -11,6 +11,7 @@ import pytest
 from gpu.devices import Device, DeviceState, Problem, Reading
 from gpu.inventory import Inventory, Recovery, Timing
 from gpu.link import Link, LinkError
+from gpu.telemetry import FRESH_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,8 +70,10 @@ class Clock:
 
 
 @asynccontextmanager
-async def opened(link: AnswersAtOnce, clock: Clock) -> AsyncIterator[Inventory]:
-    inventory = Inventory(clock=clock, timing=TIMING, link=link)
+async def opened(
+    link: AnswersAtOnce, clock: Clock, timing: Timing = TIMING
+) -> AsyncIterator[Inventory]:
+    inventory = Inventory(clock=clock, timing=timing, link=link)
     await inventory.open()
     try:
         yield inventory
@@ -161,6 +164,51 @@ async def test_later_callers_of_a_hanging_reading_do_not_wait() -> None:
         assert served.done()
         assert served.result().problem is Problem.DRIVER_HANGS
         await first
+
+
+async def test_who_does_not_want_to_wait_gets_the_last_snapshot_and_has_the_next_one_made() -> None:
+    link, clock = AnswersAtOnce(), Clock()
+    async with opened(link, clock) as inventory:
+        clock.now += 5
+        link.reading = Reading(driver="560")
+
+        before = inventory.latest()
+        assert (before.driver, before.age_seconds) == ("550", 5)
+        await inventory.snapshot()
+
+        assert inventory.latest().driver == "560"
+        assert link.reads == 2
+
+
+async def test_the_driver_is_asked_also_while_nobody_wants_to_know() -> None:
+    link, clock = AnswersAtOnce(), Clock()
+    async with opened(link, clock, Timing(rest=0.001)) as inventory:
+        # A scrape a minute, of which each shows what was read before it.
+        for minute in range(3):
+            clock.now += 60
+            async with asyncio.timeout(30):
+                while link.reads < minute + 2:
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+
+            assert inventory.latest().age_seconds <= FRESH_SECONDS
+
+
+def test_one_reading_may_fail_and_the_figures_are_still_fresh() -> None:
+    assert 2 * (Timing().rest + Timing().answer) <= FRESH_SECONDS
+
+
+async def test_who_does_not_want_to_wait_learns_in_the_end_that_the_driver_hangs() -> None:
+    link, clock = Hangs(), Clock()
+    link.hanging = False
+    async with opened(link, clock) as inventory:
+        link.hanging = True
+        clock.now += 2
+        assert inventory.latest().problem is None
+        while link.abandoned == 0:
+            await asyncio.sleep(0.01)
+
+        assert inventory.latest().problem is Problem.DRIVER_HANGS
 
 
 async def test_a_driver_that_hangs_from_the_beginning_shows_no_devices() -> None:

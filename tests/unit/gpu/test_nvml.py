@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpu.devices import DeviceState, Problem
+from gpu.devices import Card, DeviceState, Problem
 from gpu.nvml import REINIT_AFTER_ERROR_SECONDS, REINIT_SECONDS, NvmlReader
 
 NOT_SUPPORTED = 3
@@ -65,6 +65,10 @@ class StandIn:
         self._call("name", handle)
         return f"Card {handle}"
 
+    def nvmlDeviceGetMinorNumber(self, handle: int) -> int:  # noqa: N802
+        self._call("minor", handle)
+        return 7 - handle
+
     def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
         self._call("mig", handle)
         return 0, 0
@@ -75,7 +79,30 @@ class StandIn:
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
         self._call("rates", handle)
-        return SimpleNamespace(gpu=5)
+        return SimpleNamespace(gpu=5, memory=2)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        self._call("power", handle)
+        return 61_000
+
+    def nvmlDeviceGetTemperatureV(self, handle: int, sensor: int) -> int:  # noqa: N802
+        self._call("temperature_v", handle)
+        return 41 + sensor
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+        self._call("temperature", handle)
+        return 40 + sensor
+
+    def nvmlEventSetCreate(self) -> int:  # noqa: N802
+        self._call("events")
+        return 1
+
+    def nvmlDeviceRegisterEvents(self, handle: int, _kinds: int, _set: int) -> None:  # noqa: N802
+        self._call("register", handle)
+
+    def nvmlEventSetWait_v2(self, _set: int, _milliseconds: int) -> Any:  # noqa: N802
+        self._call("wait")
+        raise StandInError(10)
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: int) -> list[Any]:  # noqa: N802
         self._call("processes", handle)
@@ -99,17 +126,62 @@ def test_every_card_is_read_with_all_that_the_driver_tells() -> None:
     assert [device.id for device in reading.devices] == ["GPU-0", "GPU-1"]
     first = reading.devices[0]
     assert (first.name, first.processes, first.utilization) == ("Card 0", (11, 12), 5)
+    assert [device.minor for device in reading.devices] == [7, 6]
     memory = (first.memory_total_bytes, first.memory_used_bytes, first.memory_free_bytes)
     assert memory == (1000, 100, 850)
     assert (reading.problem, reading.driver) == (None, "550")
 
 
-@pytest.mark.parametrize("call", ["name", "mig", "rates", "processes", "driver", "memory_v2"])
+CALLS = [
+    *("name", "mig", "rates", "processes", "driver", "memory_v2", "power", "temperature_v", "minor")
+]
+
+
+@pytest.mark.parametrize("call", [*CALLS, "temperature", "events", "register", "wait"])
 def test_a_call_that_the_driver_lacks_costs_only_its_own_figure(call: str) -> None:
     reading = NvmlReader(StandIn(**{call: NOT_SUPPORTED})).read()
 
     assert [device.state for device in reading.devices] == [DeviceState.HEALTHY] * 2
     assert reading.problem is None
+
+
+def test_every_card_is_measured_with_all_that_the_driver_tells() -> None:
+    cards = NvmlReader(StandIn()).read().cards
+
+    assert [card.id for card in cards] == ["GPU-0", "GPU-1"]
+    assert cards[1] == Card(
+        id="GPU-1",
+        index=1,
+        name="Card 1",
+        utilization=5,
+        memory_utilization=2,
+        power_milliwatts=61_000,
+        temperature=41,
+        xid=0,
+    )
+
+
+def test_a_driver_without_the_newer_temperature_call_is_asked_by_the_older_one() -> None:
+    card = NvmlReader(StandIn(temperature_v=13)).read().cards[0]
+
+    assert card.temperature == 40
+
+
+def test_a_driver_that_measures_nothing_still_lists_its_cards() -> None:
+    silent = dict.fromkeys(("rates", "power", "temperature_v", "temperature", "events"), 3)
+    card = NvmlReader(StandIn(**silent)).read().cards[0]
+
+    assert card == Card(id="GPU-0", index=0, name="Card 0")
+
+
+def test_a_card_that_fails_is_still_known_by_its_number_and_measures_nothing() -> None:
+    nvml = StandIn()
+    reader = NvmlReader(nvml)
+    reader.read()
+
+    nvml.broken = {"everything_1": 15}
+
+    assert reader.read().cards[1] == Card(id="GPU-1", index=1, name="Card 1", xid=0)
 
 
 def test_a_driver_without_the_newer_memory_call_is_asked_by_the_older_one() -> None:
@@ -128,16 +200,16 @@ def test_process_ids_that_cannot_be_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        (12, Problem.NO_LIBRARY),
-        (9, Problem.NO_DRIVER),
-        (4, Problem.NO_PERMISSION),
-        (18, Problem.DRIVER_MISMATCH),
-        (999, Problem.DRIVER_UNREACHABLE),
-        (15, Problem.GPU_LOST),
-        (23, Problem.DRIVER_FAILED),
+        (12, "no_library"),
+        (9, "no_driver"),
+        (4, "no_permission"),
+        (18, "driver_mismatch"),
+        (999, "driver_unreachable"),
+        (15, "gpu_lost"),
+        (23, "driver_failed"),
     ],
 )
-def test_a_library_that_does_not_start_names_the_problem(code: int, problem: Problem) -> None:
+def test_a_library_that_does_not_start_names_the_problem(code: int, problem: str) -> None:
     reading = NvmlReader(StandIn(init=code)).read()
 
     assert (reading.devices, reading.problem) == ((), problem)

@@ -7,8 +7,11 @@ import pytest
 
 from metrics.embedded import EmbeddedMonitor
 from metrics.instruments import InferenceInstruments
-from metrics.slo import summarise
+from metrics.names import LATENCY_BOUNDS
+from metrics.reading import Question, Reading
+from metrics.slo import Summary, red_question, summarise
 from metrics.targets import Target
+from metrics.tiers import Plan
 
 START = 1_700_000_000.0
 
@@ -19,6 +22,33 @@ def target(
     return Target(
         run_id=run, model="model", environment=environment, replica=replica, version=version
     )
+
+
+def ask(
+    monitor: EmbeddedMonitor,
+    at: float,
+    seconds: float = 60,
+    *,
+    run: str = "run",
+    environment: str | None = None,
+    bound: float | None = None,
+) -> Reading:
+    question = Question(
+        seconds=seconds,
+        environment=environment,
+        quantiles=(0.95,),
+        bound=bound,
+        health=True,
+        in_progress=True,
+    )
+    return monitor.read(run, question, START + at)
+
+
+def shown(monitor: EmbeddedMonitor, at: float, life: float = 3600) -> Summary:
+    red, slo = (
+        monitor.read("run", red_question(None, seconds), START + at) for seconds in (60, life)
+    )
+    return summarise(red, slo)
 
 
 def scrape(
@@ -51,24 +81,24 @@ def test_a_minute_of_traffic_reads_as_its_caller_counted_it() -> None:
         instruments.observe("2xx", latency)
     monitor.ingest(target(), START + at, instruments.text())
 
-    shown = summarise(monitor.read("run", None, START + 60.3, 62.9))
+    found = shown(monitor, 60.3, 62.9)
 
     exact = sorted(latencies)[math.ceil(0.95 * len(latencies)) - 1]
-    assert shown.rps == pytest.approx(30, rel=0.05)
-    assert shown.p95_duration_ms == pytest.approx(1000 * exact, rel=0.05)
-    assert shown.latency_p95_ms == pytest.approx(1000 * exact, rel=0.05)
-    assert shown.availability == 100
-    assert shown.data_status == "ok"
+    assert found.rps == pytest.approx(30, rel=0.05)
+    assert found.p95_duration_ms == pytest.approx(1000 * exact, rel=0.05)
+    assert found.latency_p95_ms == pytest.approx(1000 * exact, rel=0.05)
+    assert found.availability == 100
+    assert found.data_status == "ok"
 
 
 def test_traffic_shows_with_the_next_scrape() -> None:
     monitor, instruments = EmbeddedMonitor(), InferenceInstruments(None)
     scrape(monitor, instruments, seconds=range(0, 100, 2))
-    assert monitor.read("run", None, START + 99).rps == 0
+    assert ask(monitor, 99).requests == 0
     instruments.observe("2xx", 0.01)
     monitor.ingest(target(), START + 100, instruments.text())
 
-    assert monitor.read("run", None, START + 100).rps == pytest.approx(1 / 60, rel=0.05)
+    assert ask(monitor, 100).requests == pytest.approx(1, rel=0.05)
 
 
 def test_errors_are_5xx_only() -> None:
@@ -76,11 +106,11 @@ def test_errors_are_5xx_only() -> None:
     each = (("2xx", 0.01), ("4xx", 0.01), ("5xx", 0.01), ("2xx", 0.01))
     scrape(monitor, instruments, seconds=range(0, 122, 2), each=each)
 
-    shown = summarise(monitor.read("run", None, START + 120))
+    found = shown(monitor, 120)
 
-    assert shown.rps == pytest.approx(2)
-    assert shown.errors_percent == pytest.approx(25)
-    assert shown.availability == pytest.approx(75)
+    assert found.rps == pytest.approx(2)
+    assert found.errors_percent == pytest.approx(25)
+    assert found.availability == pytest.approx(75)
 
 
 def test_environments_are_summed_or_told_apart() -> None:
@@ -94,10 +124,10 @@ def test_environments_are_summed_or_told_apart() -> None:
             each=(("2xx", 0.01),) * number,
         )
 
-    assert monitor.read("run", "dev", START + 120).rps == pytest.approx(0.5)
-    assert monitor.read("run", "prod", START + 120).rps == pytest.approx(1.5)
-    assert monitor.read("run", None, START + 120).rps == pytest.approx(2)
-    assert monitor.read("run", "stage", START + 120).is_empty
+    assert ask(monitor, 120, environment="dev").requests == pytest.approx(30)
+    assert ask(monitor, 120, environment="prod").requests == pytest.approx(90)
+    assert ask(monitor, 120).requests == pytest.approx(120)
+    assert ask(monitor, 120, environment="stage").is_empty
 
 
 def test_a_quantile_of_several_replicas_merges_their_buckets() -> None:
@@ -112,8 +142,7 @@ def test_a_quantile_of_several_replicas_merges_their_buckets() -> None:
         )
 
     # One request in ten is slow: the p95 is, which no mean of 10 ms and 900 ms would say.
-    read = monitor.read("run", None, START + 120)
-    assert read.p95_seconds == pytest.approx(0.9, rel=0.05)
+    assert ask(monitor, 120).durations[0] == pytest.approx(0.9, rel=0.05)
 
 
 def test_a_restarted_replica_neither_loses_nor_invents_requests() -> None:
@@ -122,10 +151,10 @@ def test_a_restarted_replica_neither_loses_nor_invents_requests() -> None:
     monitor.ingest(target(), START + 62, None)
     scrape(monitor, InferenceInstruments(None), seconds=range(64, 126, 2), each=each)
 
-    read = monitor.read("run", None, START + 124, 124)
+    read = ask(monitor, 124, 124)
 
     # The two requests after the last scrape before the crash are nobody's to know.
-    assert read.slo_total == pytest.approx(30 * 2 + 30 * 2)
+    assert read.requests == pytest.approx(30 * 2 + 30 * 2)
     assert read.up == pytest.approx(62 / 63)
 
 
@@ -135,7 +164,7 @@ def test_requests_before_the_first_scrape_are_not_counted_as_a_jump() -> None:
         instruments._requests["2xx"] += 1
     scrape(monitor, instruments, seconds=range(0, 122, 2), each=(("2xx", 0.01),))
 
-    assert monitor.read("run", None, START + 120).rps == pytest.approx(0.5)
+    assert ask(monitor, 120).requests == pytest.approx(30)
 
 
 def test_availability_without_traffic_is_the_share_of_good_scrapes_of_replicas() -> None:
@@ -145,10 +174,10 @@ def test_availability_without_traffic_is_the_share_of_good_scrapes_of_replicas()
         monitor.ingest(target(), START + second, good)
         monitor.ingest(target("gateway"), START + second, InferenceInstruments(None).text())
 
-    shown = summarise(monitor.read("run", None, START + 40))
+    found = shown(monitor, 40)
 
-    assert shown.availability == pytest.approx(75)
-    assert shown.data_status == "no_traffic"
+    assert found.availability == pytest.approx(75)
+    assert found.data_status == "no_traffic"
 
 
 def test_refusals_of_the_service_itself_count_as_requests() -> None:
@@ -158,11 +187,11 @@ def test_refusals_of_the_service_itself_count_as_requests() -> None:
         monitor.ingest(target("gateway"), START + second, refusals.text())
         refusals.observe("5xx", 0.0002)
 
-    shown = summarise(monitor.read("run", None, START + 60))
+    found = shown(monitor, 60)
 
-    assert shown.errors_percent == 100
-    assert shown.availability == 0
-    assert shown.p95_duration_ms <= 1
+    assert found.errors_percent == 100
+    assert found.availability == 0
+    assert found.p95_duration_ms <= 1
 
 
 def test_a_text_that_cannot_be_taken_whole_is_a_failed_scrape() -> None:
@@ -170,7 +199,7 @@ def test_a_text_that_cannot_be_taken_whole_is_a_failed_scrape() -> None:
 
     assert not monitor.ingest(target(), START, "inference_requests_total NaN\n")
     assert not monitor.ingest(target(), START + 2, "x" * 300_000)
-    assert monitor.read("run", None, START + 2).up == 0
+    assert ask(monitor, 2).up == 0
 
 
 def test_a_dropped_target_still_counts_and_a_forgotten_run_does_not() -> None:
@@ -181,14 +210,14 @@ def test_a_dropped_target_still_counts_and_a_forgotten_run_does_not() -> None:
     for second in range(60, 900, 10):
         monitor.ingest(target(run="other"), START + second, InferenceInstruments(None).text())
 
-    read = monitor.read("run", None, START + 900)
-    assert read.rps is None
-    assert read.slo_total == pytest.approx(30, abs=1)
-    assert summarise(read).data_status == "stale"
+    assert ask(monitor, 900).requests is None
+    assert ask(monitor, 900, 3600).requests == pytest.approx(30, abs=1)
+    assert shown(monitor, 900).data_status == "stale"
 
     monitor.forget("run")
-    assert monitor.read("run", None, START + 900).is_empty
+    assert ask(monitor, 900, 3600).is_empty
     assert len(monitor) == 1
+    assert monitor.gone == {target().id}
 
 
 def test_a_target_that_comes_back_goes_on_where_it_was() -> None:
@@ -197,17 +226,17 @@ def test_a_target_that_comes_back_goes_on_where_it_was() -> None:
     monitor.drop(target())
     scrape(monitor, instruments, seconds=range(62, 124, 2), each=(("2xx", 0.01),))
 
-    assert monitor.read("run", None, START + 122, 122).slo_total == pytest.approx(61)
+    assert ask(monitor, 122, 122).requests == pytest.approx(61)
     assert len(monitor) == 1
 
 
-def test_what_is_older_than_the_longest_window_is_forgotten() -> None:
-    monitor = EmbeddedMonitor(slo_seconds=3600)
+def test_what_is_older_than_every_tier_is_forgotten() -> None:
+    monitor = EmbeddedMonitor(plans=(Plan(spacing=60_000, keep=3_600_000, length=10),))
     scrape(monitor, InferenceInstruments(None), seconds=range(0, 62, 2))
     monitor.ingest(target(run="other"), START + 3700, None)
 
     assert len(monitor) == 1
-    assert monitor.read("run", None, START + 3700).is_empty
+    assert ask(monitor, 3700, 7200).is_empty
 
 
 def test_the_number_of_histories_is_bounded_and_ended_ones_go_first() -> None:
@@ -217,11 +246,11 @@ def test_the_number_of_histories_is_bounded_and_ended_ones_go_first() -> None:
         monitor.ingest(target(str(number)), START + number, text)
     monitor.drop(target("1"))
     monitor.ingest(target("3"), START + 3, text)
-    monitor.ingest(target("4"), START + 4, text)
 
-    assert len(monitor) == 3
-    assert monitor.read("run", None, START + 10).samples == 3
-    assert monitor.read("run", None, START + 1.5).samples == 0
+    assert monitor.crowd == (3, 0, 0)
+    assert ask(monitor, 10).scrapes == 3
+    assert ask(monitor, 1.5).scrapes == 1
+    assert monitor.gone == {target("1").id}
 
 
 def test_a_sample_of_the_same_moment_is_taken_once() -> None:
@@ -229,15 +258,16 @@ def test_a_sample_of_the_same_moment_is_taken_once() -> None:
     for at in (START, START, START - 1, START + 2):
         monitor.ingest(target(), at, text)
 
-    assert monitor.read("run", None, START + 2).samples == 2
+    assert ask(monitor, 2).scrapes == 2
 
 
-def test_a_clock_that_was_put_back_starts_the_target_anew() -> None:
+def test_a_target_from_the_future_is_taken_back_to_now_and_keeps_its_counts() -> None:
     monitor, instruments = EmbeddedMonitor(), InferenceInstruments(None)
-    scrape(monitor, instruments, seconds=range(7200, 7300, 2))
+    scrape(monitor, instruments, seconds=range(7200, 7300, 2), each=(("2xx", 0.01),))
     scrape(monitor, instruments, seconds=range(0, 62, 2), each=(("2xx", 0.01),))
 
-    assert monitor.read("run", None, START + 60).rps == pytest.approx(0.5, rel=0.05)
+    assert ask(monitor, 60).requests == pytest.approx(30, rel=0.05)
+    assert monitor.gone == set()
 
 
 def test_a_reading_looks_at_the_runs_own_targets_only() -> None:
@@ -249,4 +279,100 @@ def test_a_reading_looks_at_the_runs_own_targets_only() -> None:
             raise AssertionError("another run was looked at")
 
     monitor._runs["other"] = Untouchable()
-    assert monitor.read("run", None, START).samples == 1
+    assert ask(monitor, 0).scrapes == 1
+
+
+def test_errors_are_told_apart_by_whose_fault_they_were() -> None:
+    monitor, instruments = EmbeddedMonitor(), InferenceInstruments(None)
+    for second in range(0, 122, 2):
+        monitor.ingest(target(), START + second, instruments.text())
+        for code, overloaded in (("2xx", False), ("4xx", False), ("5xx", False), ("5xx", True)):
+            instruments.observe(code, 0.01, overloaded=overloaded)
+
+    faults = shown(monitor, 120).faults
+    assert faults.as_json() == {
+        "clientPercent": pytest.approx(25),
+        "modelPercent": pytest.approx(25),
+        "overloadPercent": pytest.approx(25),
+    }
+
+
+def test_quick_answers_are_counted_at_their_bound() -> None:
+    monitor, instruments = EmbeddedMonitor(), InferenceInstruments(None)
+    each = (("2xx", 0.1), ("2xx", 0.1001), ("2xx", 0.05))
+    scrape(monitor, instruments, seconds=range(0, 122, 2), each=each)
+
+    assert 0.1 in LATENCY_BOUNDS
+    assert ask(monitor, 120, bound=0.1).quick == pytest.approx(60)
+    without = Question(seconds=60, bound=0.1)
+    assert monitor.read("run", without, START + 120).quick == pytest.approx(60)
+    assert monitor.read("run", without, START + 120).durations == ()
+
+
+def test_requests_under_way_are_averaged_and_summed_over_the_replicas() -> None:
+    monitor = EmbeddedMonitor()
+    for replica, number in (("0", 2), ("1", 3)):
+        instruments = InferenceInstruments(None)
+        instruments.in_progress.value = number
+        scrape(monitor, instruments, seconds=range(0, 62, 2), of=target(replica))
+
+    assert ask(monitor, 60).in_progress == 5
+
+
+def test_probes_stand_for_the_availability_of_a_deployment_that_nobody_uses() -> None:
+    monitor = EmbeddedMonitor()
+    own, replica = InferenceInstruments(None, probes=True), InferenceInstruments(None)
+    for second in range(0, 200, 2):
+        monitor.ingest(target(), START + second, replica.text())
+        monitor.ingest(target("gateway"), START + second, own.text())
+        if second % 20 == 0:
+            own.probe(passed=second % 100 != 0)
+
+    found = shown(monitor, 200)
+    assert (found.data_status, found.basis) == ("no_traffic", "probes")
+    assert found.availability == pytest.approx(80)
+    assert (found.rps, found.p95_duration_ms) == (0, 0)
+
+
+def test_memory_is_bounded_over_all_histories() -> None:
+    random = Random(2)
+    limit = 200_000
+    monitor = EmbeddedMonitor(fine_seconds=60, max_bytes=limit)
+    for number in range(40):
+        instruments = InferenceInstruments(None)
+        for minute in range(15):
+            at = START + number * 900 + minute * 60
+            monitor.ingest(target(str(number)), at, instruments.text())
+            for _ in range(50):
+                instruments.observe("2xx", random.lognormvariate(-3, 1))
+        monitor.drop(target(str(number)))
+
+    # Those that ended first are gone, and the one that is scraped is whole.
+    assert monitor.size < 1.2 * limit
+    assert 2 < len(monitor) < 40
+    assert ask(monitor, 39 * 900 + 840, 839).requests == pytest.approx(700, rel=0.01)
+
+
+def test_a_single_history_that_is_too_large_loses_its_older_half() -> None:
+    random = Random(4)
+    monitor = EmbeddedMonitor(fine_seconds=60, max_bytes=40_000)
+    instruments = InferenceInstruments(None)
+    for minute in range(400):
+        monitor.ingest(target(), START + minute * 60, instruments.text())
+        for _ in range(50):
+            instruments.observe("2xx", random.lognormvariate(-3, 1))
+
+    assert monitor.size < 100_000
+    assert ask(monitor, 399 * 60, 1800).requests == pytest.approx(1500, rel=0.01)
+
+
+def test_version_3_of_prometheus_can_be_followed() -> None:
+    monitor, instruments = EmbeddedMonitor(), InferenceInstruments(None)
+    scrape(monitor, instruments, seconds=range(0, 122, 10), each=(("2xx", 0.01),) * 10)
+
+    # Seven samples lie on a window of 60 s; version 3 leaves out the one on its start.
+    assert ask(monitor, 120).requests == 60
+    assert ask(monitor, 120).scrapes == 7
+    monitor.prom3 = True
+    assert ask(monitor, 120).scrapes == 6
+    assert ask(monitor, 120).requests == 60

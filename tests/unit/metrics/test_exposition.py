@@ -35,7 +35,8 @@ def test_a_text_read_again_is_read_by_place_with_the_same_answer() -> None:
     instruments.observe("5xx", 0.2)
     text = instruments.text()
 
-    assert reader._read_by_place(text) == reader.read(text) == parse(text)[0]
+    assert reader._read_by_place(text) == reader.read(text)
+    assert reader.read(text).counters == parse(text)[0]
 
 
 def test_a_text_whose_lines_moved_is_read_in_full() -> None:
@@ -57,8 +58,8 @@ def test_the_first_text_of_a_reader_may_not_be_empty() -> None:
 def test_the_vector_holds_requests_by_class_and_then_cumulated_buckets() -> None:
     vector, gauges, info = parse(used(5).text())
 
-    assert list(vector[:BUCKETS_FROM]) == [5, 0, 0]
-    assert len(vector) == len(LAYOUT) == 3 + 341
+    assert list(vector[:BUCKETS_FROM]) == [5, 0, 0, 0, 0, 0]
+    assert len(vector) == len(LAYOUT) == 6 + 352
     assert vector[-1] == 5
     assert list(vector[BUCKETS_FROM:]) == sorted(vector[BUCKETS_FROM:])
     assert gauges[names.START_TIME] == 1.7e9
@@ -135,9 +136,10 @@ def test_labels_of_the_model_are_the_services_own_where_it_knows_them() -> None:
 
 def test_a_refusal_counter_of_the_service_needs_no_model() -> None:
     instruments = InferenceInstruments(None)
-    instruments.observe("5xx", 0.0)
+    instruments.observe("5xx", 0.0, overloaded=True)
 
     assert 'code="5xx"} 1.0' in sanitise(instruments.text())
+    assert "inference_requests_overloaded_total 1.0" in sanitise(instruments.text())
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,7 +159,41 @@ def test_readers_share_the_layout_of_texts_that_differ_in_the_model_only() -> No
     ExpositionReader(layouts).read(used().text())
     other = InferenceInstruments(None, framework="torch", digest="ff", started_at=5.0).text()
 
-    assert ExpositionReader(layouts)._read_by_place(other) == parse(other)[0]
+    scrape = ExpositionReader(layouts)._read_by_place(other)
+    assert scrape is not None
+    assert scrape.counters == parse(other)[0]
+
+
+def test_requests_in_progress_are_read_beside_the_counters() -> None:
+    instruments, reader = used(), ExpositionReader()
+    assert reader.read(instruments.text()).in_progress == 0
+    for _ in range(3):
+        instruments.in_progress.inc()
+    assert reader.read(instruments.text()).in_progress == 3
+    without = instruments.text().replace("inference_requests_in_progress 3.0\n", "")
+    with pytest.raises(ExpositionError, match="in_progress"):
+        reader.read(without)
+
+
+@pytest.mark.parametrize("before", ["junk", "junk,", "x=1,", 'x="1"', " "])
+def test_labels_are_looked_for_nowhere_but_at_their_place(before: str) -> None:
+    """To search a line for them takes the square of its length, of any number of lines."""
+    text = used().text().replace('total{code="2xx"', f'total{{{before}code="2xx"')
+    with pytest.raises(ExpositionError, match="missing"):
+        ExpositionReader().read(text)
+
+
+def test_probes_are_the_services_own_to_count() -> None:
+    instruments = InferenceInstruments(None, probes=True)
+    instruments.probe(passed=True)
+    text = instruments.text()
+
+    assert list(ExpositionReader(probes=True).read(text).counters[4:6]) == [1, 0]
+    reader = ExpositionReader()
+    assert list(reader.read(text).counters[4:6]) == [0, 0]
+    instruments.probe(passed=False)
+    assert list(reader.read(instruments.text()).counters[4:6]) == [0, 0]
+    assert names.PROBES not in sanitise(text)
 
 
 def test_the_number_of_remembered_layouts_is_bounded() -> None:

@@ -29,8 +29,9 @@ def test_all_series_exist_at_zero_before_the_first_request() -> None:
 
     for code in names.CODE_CLASSES:
         assert found[f"inference_requests_total{{code={code}}}"] == 0
-    assert len([name for name in found if name.startswith(names.DURATION + "_bucket")]) == 341
+    assert len([name for name in found if name.startswith(names.DURATION + "_bucket")]) == 352
     assert found["inference_requests_in_progress{}"] == 0
+    assert found["inference_requests_overloaded_total{}"] == 0
     assert not any("_created" in name or "model_info" in name for name in found)
 
 
@@ -42,11 +43,40 @@ def test_its_own_rendering_says_what_the_registry_says() -> None:
         framework_version='1.0 "odd\\name"\n',
         digest="ab" * 32,
         started_at=1_700_000_000.25,
+        probes=True,
     )
     for milliseconds in range(1, 400):
-        instruments.observe("2xx" if milliseconds % 7 else "5xx", milliseconds / 1000)
+        code = "2xx" if milliseconds % 7 else "5xx"
+        instruments.observe(code, milliseconds / 1000, overloaded=milliseconds % 14 == 0)
+        instruments.probe(passed=milliseconds % 5 != 0)
 
     assert samples(instruments.text()) == samples(generate_latest(registry).decode())
+
+
+def test_overload_is_counted_beside_its_class_and_probes_apart() -> None:
+    instruments = InferenceInstruments(None, probes=True)
+    instruments.observe("5xx", 0.01)
+    instruments.observe("5xx", None, overloaded=True)
+    instruments.probe(passed=True)
+    instruments.probe(passed=False)
+    instruments.probe(passed=True)
+    found = samples(instruments.text())
+
+    assert found["inference_requests_total{code=5xx}"] == 2
+    assert found["inference_requests_overloaded_total{}"] == 1
+    assert found["inference_probes_total{result=passed}"] == 2
+    assert found["inference_probes_total{result=failed}"] == 1
+    # A refusal has no duration.
+    assert found["inference_request_duration_seconds_count{}"] == 1
+    assert found["inference_request_duration_seconds_sum{}"] == 0.01
+
+
+def test_a_replica_counts_no_probes() -> None:
+    instruments = InferenceInstruments(None)
+
+    assert "inference_probes_total" not in instruments.text()
+    with pytest.raises(KeyError):
+        instruments.probe(passed=True)
 
 
 def test_a_request_falls_into_the_first_bucket_that_is_not_below_it() -> None:
@@ -57,7 +87,7 @@ def test_a_request_falls_into_the_first_bucket_that_is_not_below_it() -> None:
     found = samples(instruments.text())
 
     assert found["inference_request_duration_seconds_bucket{le=0.0002}"] == 1
-    assert found["inference_request_duration_seconds_bucket{le=0.000206}"] == 2
+    assert found["inference_request_duration_seconds_bucket{le=0.0002059}"] == 2
     assert found["inference_request_duration_seconds_bucket{le=60.0}"] == 2
     assert found["inference_request_duration_seconds_bucket{le=+Inf}"] == 3
     assert found["inference_request_duration_seconds_count{}"] == 3

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics import names
+from metrics.places import Crowd
 from metrics.service import ServiceInstruments
 
 
@@ -14,6 +15,7 @@ def instruments(*, process: bool = False) -> ServiceInstruments:
         routes=("/upload", "/runs/{runId}"),
         environments=("dev", "prod"),
         steps=("load", "smoke-test"),
+        actions=("start", "admit"),
         process=process,
     )
 
@@ -33,6 +35,9 @@ def test_closed_sets_of_labels_exist_at_zero_from_the_start() -> None:
     assert found[names.PREPARE_STEPS, frozenset({"load", "Failed"})] == 0
     assert found[names.DEPLOYS, frozenset({"prod", "succeeded"})] == 0
     assert found[names.REPLICA_RESTARTS, frozenset({"dev"})] == 0
+    assert found[names.DEPLOY_DURATION + "_count", frozenset({"prod"})] == 0
+    assert found[names.RECONCILE_DURATION + "_count", frozenset({"admit"})] == 0
+    assert found[names.RECONCILE_FAILURES, frozenset({"start"})] == 0
     assert found[names.DEPLOYMENTS, frozenset({"dev", "Running"})] == 0
     assert found[names.BACKEND_UP, frozenset({"prometheus"})] == 0
     assert found[names.SCRAPES, frozenset({"failed"})] == 0
@@ -81,6 +86,9 @@ def test_the_rest_is_counted_where_it_belongs() -> None:
     service.upload("something new")
     service.step("load", "Succeeded", 1.5)
     service.deploy("dev", "failed")
+    service.deployed("dev", 2.5)
+    service.reconciled("start", 0.2, ok=True)
+    service.reconciled("start", 0.3, ok=False)
     service.restart("dev")
     service.deployments({("dev", "Running"): 2})
     service.deployments({("prod", "Failed"): 1})
@@ -89,12 +97,16 @@ def test_the_rest_is_counted_where_it_belongs() -> None:
     service.backend("embedded", up=True)
     service.scrape(0.01, ok=False)
     service.scrape_targets(5)
+    service.history(Crowd(7, 1, 0), unreadable=2)
 
     found = samples(service)
     assert found[names.UPLOADS, frozenset({"accepted"})] == 1
     assert found[names.UPLOADS, frozenset({"failed"})] == 1
     assert found[names.PREPARE_STEP_DURATION + "_sum", frozenset({"load"})] == 1.5
     assert found[names.DEPLOYS, frozenset({"dev", "failed"})] == 1
+    assert found[names.DEPLOY_DURATION + "_sum", frozenset({"dev"})] == 2.5
+    assert found[names.RECONCILE_DURATION + "_sum", frozenset({"start"})] == 0.5
+    assert found[names.RECONCILE_FAILURES, frozenset({"start"})] == 1
     assert found[names.REPLICA_RESTARTS, frozenset({"dev"})] == 1
     assert found[names.DEPLOYMENTS, frozenset({"dev", "Running"})] == 0
     assert found[names.DEPLOYMENTS, frozenset({"prod", "Failed"})] == 1
@@ -103,6 +115,9 @@ def test_the_rest_is_counted_where_it_belongs() -> None:
     assert found[names.BACKEND_UP, frozenset({"embedded"})] == 1
     assert found[names.SCRAPES, frozenset({"failed"})] == 1
     assert found[names.SCRAPE_TARGETS, frozenset()] == 5
+    assert found[names.HISTORY_UNREADABLE, frozenset()] == 2
+    assert found[names.HISTORY_TARGETS, frozenset({"whole"})] == 7
+    assert found[names.HISTORY_TARGETS, frozenset({"brief"})] == 1
 
 
 def test_an_unknown_backend_is_not_a_new_series() -> None:

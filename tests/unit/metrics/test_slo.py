@@ -1,115 +1,144 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
-from metrics.slo import NOT_DEPLOYED, UNAVAILABLE, Readings, summarise, window_seconds
+from metrics.reading import Reading
+from metrics.slo import (
+    DATA_STATUSES,
+    NOT_DEPLOYED,
+    UNAVAILABLE,
+    Summary,
+    availability_of,
+    faults_of,
+    summarise,
+    window_seconds,
+)
+from metrics.targets import Reach, Target
+from tests.support.readings import READING
 
 NOW = 1_700_000_000.0
-BUSY = Readings(
+RED = Reading(
     at=NOW,
-    rps=20.0,
-    error_rps=1.0,
-    p95_seconds=0.25,
-    slo_total=1000.0,
-    slo_errors=5.0,
-    slo_p95_seconds=0.5,
+    seconds=60,
+    requests=1200.0,
+    client_errors=120.0,
+    errors=60.0,
+    overloaded=12.0,
+    durations=(0.25,),
     up=0.9,
-    samples=30,
+    scrapes=30,
     last_scrape_at=NOW - 1,
 )
+SLO = replace(RED, seconds=3600, requests=1000.0, errors=5.0, durations=(0.5,), scrapes=1800)
+NOTHING = Reading(at=NOW, seconds=60)
 
 
 def test_percent_are_of_a_hundred_and_durations_in_milliseconds() -> None:
-    shown = summarise(BUSY)
-
-    assert shown.as_json() == {
+    assert summarise(RED, SLO).as_json() == {
         "red": {"rps": 20.0, "errorsPercent": 5.0, "p95DurationMs": 250.0},
         "slo": {"availability": 99.5, "latencyP95Ms": 500.0},
         "dataStatus": "ok",
+        "errorsByFault": {"clientPercent": 10.0, "modelPercent": 4.0, "overloadPercent": 1.0},
     }
 
 
-def test_without_traffic_red_is_zeros_and_scrapes_say_the_availability() -> None:
-    idle = Readings(
-        at=NOW,
-        rps=0.0,
-        error_rps=0.0,
-        p95_seconds=math.nan,
-        slo_total=0.0,
-        slo_errors=0.0,
-        up=0.75,
-        samples=4,
-        last_scrape_at=NOW,
-    )
-    shown = summarise(idle)
+def test_the_models_errors_and_overload_are_all_errors_together() -> None:
+    faults = faults_of(RED)
+    found = summarise(RED, SLO)
 
-    assert (shown.rps, shown.errors_percent, shown.p95_duration_ms) == (0, 0, 0)
-    assert (shown.availability, shown.latency_p95_ms) == (75, 0)
-    assert shown.data_status == "no_traffic"
+    assert faults.model_percent + faults.overload_percent == pytest.approx(found.errors_percent)
+    more = faults_of(replace(RED, overloaded=61.0))
+    assert (more.model_percent, more.overload_percent) == (0, 5)
+
+
+def test_without_traffic_red_is_zeros_and_probes_say_the_availability() -> None:
+    idle = replace(RED, requests=0.0, errors=0.0, durations=(math.nan,), up=0.75)
+    probed = replace(idle, probes_passed=19.0, probes_failed=1.0)
+    found = summarise(idle, probed)
+
+    assert (found.rps, found.errors_percent, found.p95_duration_ms) == (0, 0, 0)
+    assert (found.availability, found.latency_p95_ms, found.basis) == (95, 0, "probes")
+    assert found.data_status == "no_traffic"
+
+
+def test_without_traffic_and_probes_scrapes_say_the_availability() -> None:
+    idle = replace(RED, requests=0.0, errors=0.0, up=0.75, probes_passed=0.0, probes_failed=0.0)
+
+    assert (summarise(idle, idle).availability, summarise(idle, idle).basis) == (75, "scrapes")
+    assert availability_of(SLO).basis == "requests"
 
 
 def test_nothing_at_all_is_zeros_and_says_so() -> None:
-    shown = summarise(Readings(at=NOW))
+    found = summarise(NOTHING, NOTHING)
 
-    assert shown == UNAVAILABLE
-    assert set(map(str, shown.as_json()["red"].values())) == {"0.0"}
+    assert found == UNAVAILABLE
+    assert set(map(str, found.as_json()["red"].values())) == {"0.0"}
     assert NOT_DEPLOYED.data_status == "not_deployed"
 
 
 @pytest.mark.parametrize(("age", "status"), [(0, "ok"), (15, "ok"), (16, "stale"), (999, "stale")])
 def test_figures_are_stale_when_no_scrape_is_recent(age: float, status: str) -> None:
-    old = Readings(at=NOW, rps=1.0, samples=1, last_scrape_at=NOW - age)
+    assert summarise(replace(RED, last_scrape_at=NOW - age), SLO).data_status == status
 
-    assert summarise(old).data_status == status
+
+@pytest.mark.parametrize(
+    ("requests", "read", "unread", "status"),
+    [
+        (0.0, 2, 0, "no_traffic"),
+        (0.0, 1, 1, "stale"),
+        (0.0, 0, 1, "stale"),
+        # The others are asked, and this one's part is missing: it is named beside.
+        (9.0, 1, 1, "ok"),
+        # What they were asked was before they fell silent.
+        (9.0, 0, 2, "stale"),
+    ],
+)
+def test_a_replica_that_cannot_be_read_is_not_called_idle(
+    requests: float, read: int, unread: int, status: str
+) -> None:
+    silent = Target(environment="prod", model="m", replica="0", run_id="r", version="1")
+    reach = Reach(read, (silent,) * unread)
+
+    red = replace(RED, requests=requests)
+    assert summarise(red, SLO, reach=reach).data_status == status
+    assert summarise(red, SLO, reach=reach, deployed=False).data_status == "not_deployed"
 
 
 def test_scrapes_without_a_recent_one_are_stale() -> None:
-    assert summarise(Readings(at=NOW, up=1.0, samples=5)).data_status == "stale"
+    old = Reading(at=NOW, seconds=60, up=1.0, scrapes=5)
+
+    assert summarise(NOTHING, old).data_status == "stale"
 
 
 def test_a_stopped_deployment_shows_what_it_did_and_that_it_is_down() -> None:
-    shown = summarise(BUSY, deployed=False)
+    found = summarise(NOTHING, SLO, deployed=False)
 
-    assert shown.availability == 99.5
-    assert shown.data_status == "not_deployed"
+    assert found.availability == 99.5
+    assert found.data_status == "not_deployed"
 
 
 def test_more_errors_than_requests_are_all_of_them() -> None:
-    odd = Readings(at=NOW, rps=1.0, error_rps=1.02, slo_total=10, slo_errors=10.2, samples=1)
+    odd = replace(RED, requests=10.0, errors=10.2)
 
-    assert summarise(odd).errors_percent == 100
-    assert summarise(odd).availability == 0
-
-
-FIGURE = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+    assert summarise(odd, odd).errors_percent == 100
+    assert summarise(odd, odd).availability == 0
 
 
-@given(st.tuples(*([FIGURE] * 9)))
-def test_every_figure_is_finite_and_every_share_a_percentage(
-    values: tuple[float | None, ...],
-) -> None:
-    fields = [
-        "rps",
-        "error_rps",
-        "p95_seconds",
-        "slo_total",
-        "slo_errors",
-        "slo_p95_seconds",
-        "up",
-        "samples",
-        "last_scrape_at",
-    ]
-    body = summarise(Readings(at=NOW, **dict(zip(fields, values, strict=True)))).as_json()
+@given(READING, READING)
+def test_every_figure_is_finite_and_every_share_a_percentage(red: Reading, slo: Reading) -> None:
+    found: Summary = summarise(red, slo)
+    body = found.as_json()
+    figures = [*body["red"].values(), *body["slo"].values(), *body["errorsByFault"].values()]
 
-    figures = [*body["red"].values(), *body["slo"].values()]
     assert all(math.isfinite(figure) and figure >= 0 for figure in figures)
     assert body["red"]["errorsPercent"] <= 100
     assert body["slo"]["availability"] <= 100
-    assert body["dataStatus"] in {"ok", "no_traffic", "stale", "unavailable"}
+    assert all(share <= 100 for share in body["errorsByFault"].values())
+    assert body["dataStatus"] in set(DATA_STATUSES) - {"not_deployed"}
 
 
 def test_service_levels_are_measured_since_the_first_deployment_within_bounds() -> None:
@@ -117,3 +146,4 @@ def test_service_levels_are_measured_since_the_first_deployment_within_bounds() 
     assert window_seconds(NOW - 3600, NOW) == 3600
     assert window_seconds(NOW - 1, NOW) == 60
     assert window_seconds(NOW - 1e9, NOW) == 30 * 86_400
+    assert window_seconds(NOW - 3600, NOW, 300) == 300

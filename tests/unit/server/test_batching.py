@@ -90,6 +90,33 @@ async def batcher(runtime: Runtime, plan: Plan, **options: Any) -> Batcher:
 TOGETHER = Plan(max_rows=8)
 
 
+async def test_what_nobody_waits_for_is_not_predicted_after_a_long_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "LEFT_SECONDS", 0.05)
+    runtime = RowByRow()
+    made = await batcher(runtime, TOGETHER)
+    runtime.gate.clear()
+    failures: list[Exception | None] = []
+
+    def submit(value: float) -> None:
+        job = made.submit(row(value, value), None, lambda _answer, error: failures.append(error))
+        job.is_left = True
+
+    submit(0)
+    await asyncio.to_thread(runtime.entered.wait, 5)
+    submit(1)
+    submit(2)
+    await asyncio.sleep(0.1)
+    runtime.gate.set()
+    await made.predict(row(3, 3))
+
+    codes = sorted(getattr(error, "code", "") for error in failures)
+    assert codes == ["", "replica_overloaded", "replica_overloaded"]
+    assert runtime.calls == [1, 1]
+    made.close()
+
+
 async def test_what_waits_is_answered_in_one_call_and_what_comes_alone_at_once() -> None:
     runtime = RowByRow()
     made = await batcher(runtime, TOGETHER)
@@ -119,6 +146,11 @@ async def test_one_turn_of_the_event_loop_is_one_call_where_predictions_are_quic
     assert of_large["y"].shape == (5, 2)
     assert sorted(runtime.calls) == [5, 5]
     made.close()
+
+
+async def test_nothing_is_taken_before_the_model_is_there() -> None:
+    with pytest.raises(ModelFailure, match="replica_loading"):
+        Batcher(seconds=1.0).submit(row(), None, lambda *_: None)
 
 
 async def test_unequal_shapes_types_and_outputs_are_never_put_together() -> None:
@@ -252,6 +284,28 @@ def test_integers_are_varied_among_the_values_that_were_seen() -> None:
     assert proven(CentersRows(), integers, x=np.array([[0, 0]])) == {"equal": False}
 
 
+class QuantizesTogether(RowByRow):
+    """Looks tokens up and rounds them by a scale that all rows share, as dynamic quantisation does."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = np.array(values)
+
+    def answer(self, rows: Any) -> Any:
+        found = self.values[rows]
+        scale = (max(found.max(), 0) - min(found.min(), 0)) / 255
+        return np.round(found / scale) * scale
+
+
+@pytest.mark.parametrize("values", [(0.31, 2.2), (2.2, 0.31)])
+def test_a_scale_that_all_rows_share_is_found_out_by_rows_of_one_value(
+    values: tuple[float, ...],
+) -> None:
+    tokens = Signature((TensorSpec("x", "INT64", (-1, 16)),), (TensorSpec("y", "FP64", (-1, 16)),))
+    given = np.zeros((1, 16), dtype=np.int64)
+    assert proven(QuantizesTogether(*values), tokens, x=given) == {"equal": False}
+
+
 # ── the plan
 
 QUICK = {"latency_ms": {"p95": 0.1}, "measured_elements": 10}
@@ -281,6 +335,12 @@ def test_what_is_not_known_to_be_safe_is_not_done() -> None:
     ):
         found = {**SLOW, "batching": batching_found}
         assert plan_of(found, threads=1, is_concurrent=True, is_bounded=True).max_rows == rows
+
+
+@pytest.mark.parametrize(("p95", "rows"), [(0.1, 64), (12.0, 64), (100.0, 10), (800.0, 1)])
+def test_what_runs_together_ends_long_before_its_deadline(p95: float, rows: int) -> None:
+    found = {"latency_ms": {"p95": p95}, "batching": {"equal": True, "gain": 2.0}}
+    assert plan_of(found, threads=2, is_concurrent=True, is_bounded=True).max_rows == rows
 
 
 def test_an_answer_is_taken_apart_only_if_it_has_a_row_for_each() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -15,70 +17,19 @@ import pytest
 
 from server.environments import build as build_module
 from server.environments.build import Environments
+from server.environments.install import Installer, _Downloads
 from server.environments.lock import lock_of
-from server.environments.plan import EnvironmentPlan
+from server.environments.pythons import own_python
+from server.environments.uv import Moment
 from server.errors import StepFailedError
-from server.settings import Settings
-from tests.support.tiny_wheels import empty_index, wheel
+from server.pipeline.bundle import LEFT_OUT, environment_shown
+from tests.support.tiny_environments import World, quiet, wants
+from tests.support.tiny_wheels import wheel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[3]
-
-
-def wants(*requirements: str, device: str = "cpu", is_pinned: bool = True) -> EnvironmentPlan:
-    return EnvironmentPlan(
-        kind="onnx", device=device, requirements=requirements, is_pinned=is_pinned
-    )
-
-
-def quiet(_code: str, _params: dict[str, Any]) -> None:
-    pass
-
-
-class World:
-    """A folder of wheels, an index without packages, and environments that know no others."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.wheels = folder / "wheels"
-        self.root = folder / "environments"
-        self.settings = Settings(
-            wheel_links=(str(self.wheels),), wheel_index=empty_index(folder / "index")
-        )
-        self.opened: list[Environments] = []
-
-    def environments(self, **changes: Any) -> Environments:
-        settings = Settings(
-            **{
-                "wheel_links": self.settings.wheel_links,
-                "wheel_index": self.settings.wheel_index,
-                **changes,
-            }
-        )
-        made = Environments(settings, self.root, cache=self.folder / "cache")
-        self.opened.append(made)
-        return made
-
-    @property
-    def built(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir() if path.name[0] != ".")
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    base = tmp_path / "requirements.in"
-    base.write_text('# of the model server\ntiny-server>=1\nodd; python_version < "3"\n')
-    monkeypatch.setattr(build_module, "MODEL_SERVER_REQUIREMENTS", base)
-    made = World(tmp_path)
-    wheel(made.wheels, "tiny-server", "1.0")
-    wheel(made.wheels, "tiny-runtime", "1.0", requires=("tiny-base>=2",))
-    wheel(made.wheels, "tiny-runtime", "2.0", requires=("tiny-base>=2",))
-    wheel(made.wheels, "tiny-base", "2.5")
-    yield made
-    for environments in made.opened:
-        await environments.close()
 
 
 @pytest.fixture
@@ -110,7 +61,63 @@ async def test_an_environment_is_built_and_its_packages_are_there(world: World) 
     assert environment.digest == lock.digest
     assert list((environment.site / "tiny_runtime").glob("__pycache__/*.pyc"))
     assert "environment_installing" in heard
-    assert await environments.build(lock, quiet) == environment
+    heard.clear()
+    assert await environments.build(lock, lambda code, _: heard.append(code)) == environment
+    assert heard == ["environment_cached"]
+
+
+async def test_an_environment_is_made_again_from_what_a_support_bundle_says(world: World) -> None:
+    lock = await world.environments().lock(wants("tiny-runtime==1.0"))
+    passport = {"python": lock.python.version, "lock_device": "cpu", "environment": lock.digest}
+    said = environment_shown(passport, world.settings)
+    assert str(world.folder) not in json.dumps(said)
+
+    (world.folder / "lock.txt").write_text(lock.text)
+    kept = iter([world.settings.wheel_index, *world.settings.wheel_links])
+    for command in said["commands"]:
+        words = [next(kept) if word == LEFT_OUT else word for word in shlex.split(command)]
+        places = (sys.executable, own_python().path)
+        path = os.pathsep.join(str(Path(each).parent) for each in places)
+        environ = {"PATH": path, "HOME": str(world.folder)}
+        subprocess.run(words, cwd=world.folder, env=environ, check=True, capture_output=True)
+    python = world.folder / "environment" / "bin" / "python"
+    program = "import tiny_runtime; print(tiny_runtime.VERSION)"
+    ended = subprocess.run(
+        [python, "-I", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "1.0\n"
+
+
+async def test_a_resolver_and_compilers_that_take_their_time_say_what_they_do(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.environments.uv._TICK_SECONDS", 0.001)
+    environments = world.environments()
+    heard: list[str] = []
+    lock = await environments.lock(wants("tiny-runtime==1.0"), lambda code, _: heard.append(code))
+    await environments.build(lock, lambda code, _: heard.append(code))
+    assert list(dict.fromkeys(heard)) == [
+        "environment_resolving",
+        "environment_installing",
+        "environment_compiling",
+    ]
+
+
+def test_what_the_installer_downloads_is_told_by_its_lines() -> None:
+    lock = lock_of("numpy==1.0\n", "cpu", own_python())
+    downloads = _Downloads()
+    heard: list[tuple[str, Any]] = []
+
+    def tell(line: str) -> None:
+        downloads.note(line)
+        moment = Moment(line=line, written_bytes=3 * 1024**2)
+        Installer._tell(lock, downloads, moment, lambda *said: heard.append(said), 0.0)
+
+    tell("Downloading numpy (16.4 MiB)")
+    tell(" Downloaded numpy")
+    (first, params), (second, _) = heard
+    assert (first, second) == ("environment_downloading", "environment_installing")
+    assert (params["names"], params["size"], params["megabytes"]) == (["numpy"], 16, 3)
 
 
 async def test_a_second_model_of_a_kind_needs_neither_resolver_nor_network(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.environments.failures import main_line, missing_packages, named_failure
+from server.environments.failures import main_line, misfit, missing_packages, named_failure
 from server.environments.lock import (
     LockCache,
     cpu_builds,
@@ -15,7 +15,8 @@ from server.environments.lock import (
     refuse_cuda_on_cpu,
     source_options,
 )
-from server.environments.plan import DEFAULTS, plan
+from server.environments.plan import FURTHER, plan
+from server.environments.pythons import own_python
 from server.errors import StepFailedError
 from server.settings import Settings
 
@@ -49,11 +50,93 @@ def test_a_name_without_a_version_keeps_the_default() -> None:
     assert "scikit-learn==1.9.1" in wanted("sklearn", "scikit-learn\n")
 
 
+def test_the_mlflow_that_a_model_asks_for_loads_it() -> None:
+    assert wanted("mlflow") == ("mlflow-skinny==3.17.2", "numpy", "pandas")
+    asked = wanted("mlflow", "mlflow==2.9.2\npandas==2.2.3")
+    assert asked == ("mlflow==2.9.2", "numpy", "pandas==2.2.3")
+
+
 def test_a_frozen_joblib_is_replaced_by_one_that_loads_safely() -> None:
     made = plan("sklearn", "joblib", "joblib==1.2.0", "cpu")
     assert "joblib>=1.6" in made.requirements
     assert "joblib==1.2.0" not in made.requirements
     assert made.replaced == (("joblib==1.2.0", "joblib>=1.6"),)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "asked", "chosen"),
+    [
+        ({"onnx-ir": "8", "onnx-opset": "13"}, "onnxruntime>=1.15", {"onnxruntime>=1.15"}),
+        (
+            {"onnx-ir": "9", "onnx-opset": "20"},
+            "onnxruntime>=1.15",
+            {"onnxruntime>=1.15", "onnxruntime>=1.17"},
+        ),
+        (
+            {"onnx-ir": "9", "onnx-opset": "20"},
+            "onnxruntime==1.17.3",
+            {"onnxruntime==1.17.3", "numpy<2"},
+        ),
+        ({"onnx-ir": "8", "onnx-ml-opset": "4"}, None, {"onnxruntime==1.32.0"}),
+        # Releases that nobody has tried yet, or nobody tries any more, judge for themselves.
+        ({"onnx-opset": "99"}, "onnxruntime>=1.30", {"onnxruntime>=1.30"}),
+        ({"onnx-opset": "99"}, "onnxruntime==9.1", {"onnxruntime==9.1"}),
+        ({"onnx-opset": "99"}, "onnxruntime==1.10.0", {"onnxruntime==1.10.0", "numpy<2"}),
+    ],
+)
+def test_an_onnx_model_gets_a_reader_that_is_new_enough(
+    wrote: dict[str, str], asked: str | None, chosen: set[str]
+) -> None:
+    assert set(plan("onnx", "onnx", asked, "cpu", wrote).requirements) == chosen
+
+
+@pytest.mark.parametrize(
+    ("wrote", "asked", "evidence"),
+    [
+        ({"onnx-ir": "15"}, None, "IR version 15 is beyond the 14 of onnxruntime 1.32"),
+        ({"onnx-opset": "29"}, None, "opset 29 is beyond the 28 of onnxruntime 1.32"),
+        (
+            {"onnx-ir": "8", "onnx-opset": "21"},
+            "onnxruntime==1.17.3",
+            "opset 21 is beyond the 20 of onnxruntime 1.17",
+        ),
+        (
+            {"onnx-ml-opset": "5"},
+            "onnxruntime>=1.15,<1.18",
+            "ai.onnx.ml opset 5 is beyond the 4 of onnxruntime 1.17",
+        ),
+    ],
+)
+def test_an_onnx_model_beyond_every_reader_is_refused_with_both_numbers(
+    wrote: dict[str, str], asked: str | None, evidence: str
+) -> None:
+    with pytest.raises(StepFailedError) as caught:
+        plan("onnx", "onnx", asked, "cpu", wrote)
+    assert (caught.value.code, caught.value.evidence) == ("onnx_opset_too_new", evidence)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "is_old"),
+    [
+        ("onnx", "onnxruntime==1.17.3", True),
+        ("onnx", "onnxruntime>=1.15,<1.19", True),
+        ("onnx", "onnxruntime==1.19.2", False),
+        ("onnx", "onnxruntime>=1.15", False),
+        ("onnx", "onnxruntime==1.17.3\nnumpy==1.26.4", False),
+        ("onnx", None, False),
+        ("torchscript", "torch==2.2.2+cu121", True),
+        ("torchscript", "torch~=2.3", False),
+    ],
+)
+def test_frameworks_of_numpy_1_get_numpy_1(kind: str, asked: str | None, *, is_old: bool) -> None:
+    assert ("numpy<2" in wanted(kind, asked)) == is_old
+
+
+def test_the_default_readers_are_known() -> None:
+    newest = {"onnx-ir": "10000"}
+    for device in ("cpu", "cuda"):
+        with pytest.raises(StepFailedError):
+            plan("onnx", "onnx", None, device, newest)
 
 
 def test_the_build_follows_the_device() -> None:
@@ -67,16 +150,81 @@ def test_the_build_follows_the_device() -> None:
     assert "xgboost==3.0" in wanted("sklearn", "xgboost==3.0", "cuda")
 
 
+def test_packages_that_the_file_names_are_added_once() -> None:
+    def with_further(text: str | None, *packages: str, device: str = "cpu") -> set[str]:
+        made = plan("sklearn", "joblib", text, device, None, packages).requirements
+        return set(made) - set(wanted("sklearn", None))
+
+    cpu = FURTHER["xgboost"].replace("xgboost", "xgboost-cpu")
+    assert with_further(None, "xgboost", "lz4") == {cpu, FURTHER["lz4"]}
+    assert with_further(None, "xgboost", device="cuda") == {FURTHER["xgboost"]}
+    assert with_further("xgboost==1.7.6", "xgboost") == {"xgboost==1.7.6"}
+    assert with_further("xgboost-cpu==3.0", "xgboost") == {"xgboost-cpu==3.0"}
+    assert with_further("lightgbm", "lightgbm") == {"lightgbm", FURTHER["lightgbm"]}
+
+
 def test_a_model_is_loaded_by_the_release_that_wrote_it() -> None:
     def matched(version: str, text: str | None = None) -> tuple[str, ...]:
         return plan("sklearn", "pickle", text, "cpu", {"scikit-learn": version}).requirements
 
     assert "scikit-learn==1.6.1" in matched("1.6.1")
     assert "scikit-learn==1.5.2" in matched("1.6.1", "scikit-learn==1.5.2")
-    assert "scikit-learn==1.9.1" in matched("0.24.2")
+    assert {"numpy<1.24", "scikit-learn==0.24.2", "scipy<1.10"} <= set(matched("0.24.2"))
     assert "scikit-learn==1.9.1" in matched("no version")
+    assert "scikit-learn==1.9.1" in matched("1.10.dev0")
     assert {"numpy<2", "scikit-learn==1.4.2"} <= set(matched("1.4.2"))
     assert "numpy<2" not in matched("1.4.2", "numpy==1.26.4")
+
+
+def test_boosters_are_read_by_a_release_that_is_not_older() -> None:
+    def matched(version: str, text: str | None = None, device: str = "cpu") -> tuple[str, ...]:
+        return plan("xgboost", "xgboost", text, device, {"xgboost": version}).requirements
+
+    assert matched("2.0.3") == ("numpy", "xgboost-cpu==3.2.0")
+    assert matched("3.9.0") == ("numpy", "xgboost-cpu==3.9.0")
+    assert matched("no version", device="cuda") == ("numpy", "xgboost==3.2.0")
+    both = "xgboost==3.1.0\nxgboost-cpu==3.1.0\n"
+    assert matched("3.1.0", both) == ("numpy", "xgboost-cpu==3.1.0")
+    assert matched("3.1.0", both, "cuda") == ("numpy", "xgboost==3.1.0")
+    assert wanted("lightgbm") == ("lightgbm==4.7.0", "numpy")
+
+
+def test_arrays_of_numpy_2_are_read_by_one_that_can() -> None:
+    made_with = {"numpy": "2", "scikit-learn": "1.6.1"}
+    assert "numpy>=1.26.1" in plan("sklearn", "pickle", None, "cpu", made_with).requirements
+    pinned = plan("sklearn", "pickle", "numpy==1.24.0", "cpu", made_with).requirements
+    assert "numpy>=1.26.1" not in pinned
+
+
+def test_a_plan_for_another_python_has_what_there_is_for_it() -> None:
+    text = 'pandas==1.5.3; python_version < "3.10"\npandas==2.2.2; python_version >= "3.10"\n'
+    old = plan("sklearn", "pickle", text, "cpu", python="3.9.18")
+    assert {"pandas==1.5.3", "joblib>=1.5"} <= set(old.requirements)
+    new = plan("sklearn", "pickle", text, "cpu", python="3.11.7")
+    assert {"pandas==2.2.2", "joblib>=1.6"} <= set(new.requirements)
+
+
+def misfits(*codes: str, text: str | None = None) -> StepFailedError:
+    made = plan("sklearn", "pickle", text, "cpu", {"scikit-learn": "1.0.2"})
+    failures = [StepFailedError(code, package="odd==1", packages=["numpy"]) for code in codes]
+    return misfit(failures, made, ["3.11", "3.9"])
+
+
+def test_a_scikit_learn_that_no_python_has_is_named() -> None:
+    failure = misfits("package_unavailable", "dependency_conflict")
+    assert failure.code == "sklearn_version_unavailable"
+    assert failure.params == {"version": "1.0.2", "pythons": ["3.11", "3.9"]}
+
+
+def test_what_the_upload_asked_for_is_blamed_first() -> None:
+    assert misfits("package_unavailable", "package_unavailable", text="odd==1").params == {
+        "package": "odd==1",
+        "packages": ["numpy"],
+    }
+
+
+def test_an_index_that_is_not_there_is_no_verdict_on_versions() -> None:
+    assert misfits("package_unavailable", "packages_offline").code == "packages_offline"
 
 
 def test_unknown_kinds_and_devices_are_errors() -> None:
@@ -84,7 +232,6 @@ def test_unknown_kinds_and_devices_are_errors() -> None:
         plan("keras", "h5", None, "cpu")
     with pytest.raises(ValueError, match="tpu"):
         plan("onnx", "onnx", None, "tpu")
-    assert set(DEFAULTS) == {"onnx", "torchscript", "sklearn"}
 
 
 def test_a_lock_is_the_same_however_it_was_written() -> None:
@@ -151,29 +298,29 @@ def test_wheels_come_from_where_settings_say() -> None:
 def test_locks_are_remembered_and_those_of_ranges_expire(tmp_path: Path) -> None:
     cache = LockCache(tmp_path)
     made = plan("onnx", "onnx", None, "cpu")
-    key = cache.key(made, ("aiohttp",), ())
+    key = cache.key(made, ("aiohttp",), (), own_python())
     lock = lock_of("onnxruntime==1.32.0\n", "cpu")
     cache.write(key, lock)
-    assert cache.read(key, is_pinned=True) == lock
-    assert cache.read(key, is_pinned=False) == lock
+    assert cache.read(key, own_python(), is_pinned=True) == lock
+    assert cache.read(key, own_python(), is_pinned=False) == lock
     path = tmp_path / f"{key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "at": 0}))
-    assert cache.read(key, is_pinned=True) == lock
-    assert cache.read(key, is_pinned=False) is None
-    assert cache.read(key, is_pinned=False, stale=True) == lock
+    assert cache.read(key, own_python(), is_pinned=True) == lock
+    assert cache.read(key, own_python(), is_pinned=False) is None
+    assert cache.read(key, own_python(), is_pinned=False, stale=True) == lock
     path.write_text("{")
-    assert cache.read(key, is_pinned=True) is None
+    assert cache.read(key, own_python(), is_pinned=True) is None
 
 
 def test_the_key_of_a_plan_changes_with_everything_that_decides(tmp_path: Path) -> None:
     cache = LockCache(tmp_path)
     made = plan("onnx", "onnx", None, "cpu")
     keys = {
-        cache.key(made, ("aiohttp",), ()),
-        cache.key(made, ("aiohttp>3",), ()),
-        cache.key(made, ("aiohttp",), ("--find-links", "/a")),
-        cache.key(plan("onnx", "onnx", "numpy==2.0", "cpu"), ("aiohttp",), ()),
-        cache.key(plan("onnx", "onnx", None, "cuda"), ("aiohttp",), ()),
+        cache.key(made, ("aiohttp",), (), own_python()),
+        cache.key(made, ("aiohttp>3",), (), own_python()),
+        cache.key(made, ("aiohttp",), ("--find-links", "/a"), own_python()),
+        cache.key(plan("onnx", "onnx", "numpy==2.0", "cpu"), ("aiohttp",), (), own_python()),
+        cache.key(plan("onnx", "onnx", None, "cuda"), ("aiohttp",), (), own_python()),
     }
     assert len(keys) == 5
 
@@ -229,8 +376,9 @@ def test_a_full_disk_and_the_unknown_are_named() -> None:
 
 
 def test_evidence_holds_no_addresses_and_no_paths() -> None:
-    line = main_line("error: cannot read /srv/data/a.txt from https://user:pw@host.example/x\n")
-    assert line == "cannot read … from …"
+    said = "error: cannot read /srv/data/a.txt from https://user:pw@host.example/x\n"
+    assert main_line(said) == "cannot read … from …"
+    assert named_failure(said, ()).log == ("error: cannot read /srv/data/a.txt from …",)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 import pytest
@@ -12,12 +13,23 @@ from hypothesis import strategies as st
 
 from server import keys
 from server.api import prepare
-from server.engines.local import _failure_in, _refusal
+from server.engines.local_replica import _failure_in, _refusal
+from server.environments.plan import FURTHER
 from server.errors import StepFailedError
 from server.messages import Messages
 from server.pipeline.report import read_report
 from server.records import Text
-from server.sandbox.events import last_words, read_event, read_failure, read_text
+from server.sandbox.events import (
+    Events,
+    last_words,
+    read_event,
+    read_failure,
+    read_line,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    from server.sandbox.child import Child
 
 REPORT: dict[str, Any] = {
     "ok": True,
@@ -131,9 +143,15 @@ def test_a_replica_that_talks_nonsense_has_named_no_failure(line: str) -> None:
     assert _refusal(line.encode()).code == "replica_not_ready"
 
 
-def test_the_last_words_are_the_last_line_with_any() -> None:
-    assert last_words(["first", "last", "", "  "]) == "last"
+def test_the_last_words_are_the_last_lines_with_any() -> None:
+    assert last_words(["first", "last", "", "  ", "  ^^^^"]) == "first | last"
+    assert last_words(str(number) for number in range(9)) == "4 | 5 | 6 | 7 | 8"
     assert last_words([]) == ""
+
+
+def test_the_very_last_words_are_kept_and_no_path_is() -> None:
+    assert last_words(["a" * 200, "b" * 200, "at /srv/secret: no"]) == f"{'b' * 200} | at …: no"
+    assert last_words(["before", "x" * 1000]) == "x" * 299 + "…"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +161,7 @@ def test_the_last_words_are_the_last_line_with_any() -> None:
         ("in 'C:\\models\\m.onnx'", "in '…'"),
         ("3/4 of N/A stay", "3/4 of N/A stay"),
         ("\x1b[1;31mred\x1b[m\tand\x00 tabs\ud800", "red and tabs"),
-        ("x" * 1000, "x" * 300),
+        ("x" * 1000, "x" * 299 + "…"),
     ],
 )
 def test_evidence_has_no_paths_and_nothing_unprintable(said: str, evidence: str) -> None:
@@ -162,7 +180,31 @@ def test_evidence_that_was_kept_unclean_is_shown_clean(monkeypatch: pytest.Monke
 
     assert shown is not None
     assert shown.endswith("(a b)")
+
+
+def test_a_crash_loop_shows_the_last_words_of_its_last_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prepare, "language_of", lambda _request: "en")
+    app = web.Application()
+    app[keys.MESSAGES] = Messages()
+    request = make_mocked_request("GET", "/", app=app)
+    crash = {"reason": "signal 11", "evidence": "Fatal Python error"}
+
+    shown = prepare.rendered(
+        request,
+        Text(code="crash_loop", params={"warnings": [{"code": "replica_ended", "params": crash}]}),
+    )
+
+    assert shown is not None
+    assert "(signal 11)" in shown
+    assert shown.endswith("(Fatal Python error)")
     orjson.dumps(shown)
+
+
+def test_the_packages_that_a_report_may_ask_for_are_those_that_a_plan_has() -> None:
+    for package in FURTHER:
+        assert read_report({**REPORT, "packages": [package] * 2}).packages == (package,)
 
 
 def test_a_report_of_known_words_is_taken() -> None:
@@ -186,6 +228,9 @@ def test_a_report_of_known_words_is_taken() -> None:
         {"sample": ""},
         {"requirements": 1},
         {"requirements": "x" * 1_000_000},
+        {"packages": ["evil"]},
+        {"packages": [["xgboost"]]},
+        {"packages": "xgboost"},
         {"made_with": {"a": 1}},
         {"made_with": ["a"]},
         {"made_with": {"a": "1" * 1000}},
@@ -203,3 +248,36 @@ def test_whatever_stands_in_a_report_it_is_taken_or_a_named_failure(name: str, s
         read_report({**REPORT, name: said})
     except StepFailedError as error:
         assert error.code == "inspection_failed"
+
+
+class Says:
+    """A child that says lines."""
+
+    def __init__(self, *lines: str) -> None:
+        self._lines = iter(lines)
+
+    async def line(self) -> str | None:
+        return next(self._lines, None)
+
+
+async def test_events_are_read_among_whatever_else_is_said() -> None:
+    events = Events(cast("Child", Says("no event", '{"a": 1}', "[]", '{"b": 2}', "{")))
+    assert [await events.next() for _ in range(3)] == [{"a": 1}, {"b": 2}, None]
+
+
+async def test_of_long_lines_a_few_are_read_and_of_short_ones_all() -> None:
+    """To read a long one takes as long as hundreds of the service's other callers do."""
+    long = json.dumps({"long": "x" * 5000})
+    events = Events(cast("Child", Says(*[long, '{"short": 1}'] * 50)))
+    read = []
+    while (event := await events.next()) is not None:
+        read.append(*event)
+    assert Counter(read) == {"long": 4, "short": 50}
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", "1,"])
+async def test_a_line_of_more_parts_than_any_passport_is_not_read(part: str) -> None:
+    with pytest.raises(ValueError, match="parts"):
+        await read_line('{"a": [' + part * 200_000 + "0]}")
+    largest = json.dumps({"data": [0.1234567890123456] * 65_536})
+    assert len((await read_line(largest))["data"]) == 65_536

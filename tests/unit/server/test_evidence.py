@@ -2,26 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from server.model_server.evidence import LIMIT, one_line, scrub
-
-
-@pytest.mark.parametrize(
-    ("text", "scrubbed"),
-    [
-        ("cannot open /var/lib/data/m.onnx: gone", "cannot open …: gone"),
-        ("in 'C:\\models\\m.onnx'", "in '…'"),
-        ("3/4 of N/A stay", "3/4 of N/A stay"),
-        ("object at 0x7f26b4ed7d80", "object at 0x…"),
-        ("\x1b[1;31mred\x1b[m\tand\x00 tabs", "red and tabs"),
-        ("файл /tmp/модель не найден", "файл … не найден"),
-    ],
+from server.model_server.evidence import (
+    is_out_of_memory,
+    missing_module,
+    one_line,
+    package_of,
 )
-def test_a_line_of_evidence_has_no_paths_addresses_or_controls(text: str, scrubbed: str) -> None:
-    assert scrub(text) == scrubbed
-
-
-def test_evidence_is_bounded() -> None:
-    assert len(scrub("x" * 1000)) == LIMIT
 
 
 def test_an_exception_without_words_is_its_class() -> None:
@@ -40,3 +26,31 @@ def test_a_torchscript_error_says_its_cause_last() -> None:
     )
 
     assert one_line(RuntimeError(text)).endswith("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_lack"),
+    [
+        ("Load model from m.onnx failed:std::bad_alloc", True),
+        ("BFCArena: Failed to allocate memory for requested buffer of size 8", True),
+        ("CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", True),
+        ("CUDA error: no kernel image is available", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_lack_of_memory_is_told_by_what_frameworks_say(said: str, *, is_lack: bool) -> None:
+    assert is_out_of_memory(RuntimeError(said)) == is_lack
+    assert is_out_of_memory(MemoryError())
+
+
+def test_a_missing_module_is_found_behind_the_error_of_a_library() -> None:
+    try:
+        try:
+            __import__("no_such_module.inner")
+        except ImportError as error:
+            raise ImportError("output to frames needs it") from error
+    except ImportError as error:
+        assert missing_module(error) == "no_such_module"
+    assert missing_module(ValueError("no")) == ""
+    assert (package_of("sklearn"), package_of("no_such")) == ("scikit-learn", "no-such")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import gzip
 import re
 import string
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from babel.messages.pofile import read_po
 
+from server.artifacts import recognise as recognise_module
+from server.artifacts.recognise import recognise
 from server.messages import LANGUAGES, LOCALE_DIR, MAX_LENGTH, Messages, preferred_language
 
 if TYPE_CHECKING:
@@ -75,6 +79,36 @@ def test_parameters_are_filled_in_on_one_line_and_bounded() -> None:
         assert len(long) <= MAX_LENGTH
 
 
+@pytest.mark.parametrize(
+    ("head", "ru", "en"),
+    [
+        (b"plain words", "текст", "text"),
+        (b"#!/bin/sh", "скрипт", "a script"),
+        (b"\x00" * 9, "одни нули", "nothing but zeros"),
+        (b"", "пустой файл", "an empty file"),
+        (b"\xfe\xdc\x01", "неизвестные двоичные данные", "unknown binary data"),
+        (gzip.compress(b"plain words", mtime=0), "gzip (текст)", "gzip (text)"),
+        (b"\x1f\x8b\x08" + b"\xff" * 20, "повреждённый gzip", "damaged gzip"),
+        (b"%PDF-1.4", "PDF", "PDF"),
+    ],
+)
+def test_what_a_file_is_is_said_in_the_readers_language(head: bytes, ru: str, en: str) -> None:
+    params = {"found": recognise(head).found}
+    said = {
+        each: Messages().render("artifact_type_unsupported", params, each) for each in LANGUAGES
+    }
+    assert f" это {ru}." in said["ru"]
+    assert f" it is {en}." in said["en"]
+
+
+def test_the_words_are_those_that_files_are_told_by() -> None:
+    words = {name: texts for _, name, texts in catalogues() if name == "words"}["words"]
+    source = Path(recognise_module.__file__).read_text()
+    assert [word for word in words if word not in source] == []
+    # What a user wrote is no word of ours.
+    assert "«text»" in Messages().render("model_unknown", {"found": "text", "expected": "x"}, "ru")
+
+
 def test_text_of_a_user_is_never_taken_as_a_format() -> None:
     text = Messages().render("run_id_malformed", {"value": "{0.__class__}{known}%s"}, "en")
     assert "{0.__class__}{known}%s" in text
@@ -88,6 +122,8 @@ def test_text_of_a_user_is_never_taken_as_a_format() -> None:
 def test_rendering_never_fails(code: str, params: dict[str, object] | None, language: str) -> None:
     text = Messages().render(code, params, language)
     assert code.replace("\n", " ") in text
+    if code != "env_unknown":
+        assert text == Messages().render("unknown_failure", {"code": code}, language)
     assert bool(re.search("[а-яА-Я]", text)) == (language != "en")
 
 

@@ -23,6 +23,10 @@ GOOD: dict[str, Any] = {
     "load_seconds": 0.1,
     "peak_memory_bytes": 1000,
     "latency_ms": {"p50": 0.1, "p95": 0.2},
+    "latency_by_batch_ms": [
+        {"rows": 1, "p50": 0.1, "p95": 0.2},
+        {"rows": 8, "p50": 0.3, "p95": 0.4},
+    ],
     "measured_elements": 4,
     "batching": {"equal": True, "gain": 6.9},
     "warmup": {"source": "zeros", "inputs": []},
@@ -53,3 +57,34 @@ def test_one_wrong_part_is_read_or_a_named_failure(name: str, value: Any) -> Non
         read_passport({**GOOD, name: value})
     except StepFailedError as error:
         assert error.code == "passport_malformed"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"fill": 0},
+        {"data": [1.5, True, None, "text", -1]},
+        {"data": ["AA=="], "parameters": {"content_type": "base64"}},
+    ],
+)
+def test_a_warm_up_is_kept_as_it_was(given: dict[str, Any]) -> None:
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [1, 4], **given}]
+    read = read_passport({**GOOD, "warmup": {"source": "sample", "inputs": inputs}})
+    assert read["warmup"]["inputs"] == inputs
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [{"name": "x", "datatype": "FP32", "data": [[[]]]}],
+        [{"name": "x", "datatype": "FP32", "data": {}}],
+        [{"name": "x", "datatype": "FP32", "fill": []}],
+        [{"name": "x", "datatype": "FP32"}],
+        [{"name": "x", "datatype": "FP32", "fill": 0}] * 10_001,
+        {"x": 1},
+    ],
+)
+def test_a_warm_up_takes_no_more_room_than_ours(inputs: Any) -> None:
+    """A passport is kept in memory as long as its run is."""
+    with pytest.raises(StepFailedError, match="passport_malformed"):
+        read_passport({**GOOD, "warmup": {"source": "sample", "inputs": inputs}})

@@ -232,7 +232,8 @@ def test_a_type_that_json_cannot_carry_is_refused_clearly() -> None:
 
 def test_missing_extra_and_repeated_inputs_are_named() -> None:
     one = tensor([1, 2], [1, 2])
-    assert refused(body()).params["tensor"] == "x"
+    missing = refused(body())
+    assert (missing.code, missing.params["tensor"]) == ("tensor_missing", "x")
     extra = refused(body(one, {**one, "name": "other"}))
     assert (extra.code, extra.params["tensor"]) == ("tensor_unknown", "other")
     assert refused(body(one, one)).code == "tensor_repeated"

@@ -4,10 +4,13 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from server.api.errors import STATUS, MisdirectedError, NoRouteError, status_of
 from server.api.replies import Remembered, dumps, iso, present, reply
 from server.errors import PersephoneError, StepFailedError
+
+REQUEST = make_mocked_request("GET", "/")
 
 
 def test_optional_fields_are_left_out_and_never_null() -> None:
@@ -42,10 +45,12 @@ def test_an_answer_is_made_again_only_for_another_record() -> None:
 
     answers = Remembered(limit=2)
     first, second = object(), object()
-    bodies = [answers.reply("k", record, make).body for record in (first, first, second, first)]
+    bodies = [
+        answers.reply(REQUEST, "k", record, make).body for record in (first, first, second, first)
+    ]
     assert bodies == [b'{"n":1}', b'{"n":1}', b'{"n":2}', b'{"n":3}']
     for key in "abc":
-        answers.reply(key, first, make)
+        answers.reply(REQUEST, key, first, make)
     assert len(answers._answers) <= 2
 
 

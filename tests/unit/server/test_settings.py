@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings, SettingsError
+from server.setting_values import SettingsError
+from server.settings import Settings
 
 
 def test_the_defaults_are_for_one_machine() -> None:
@@ -38,6 +39,17 @@ def test_what_is_not_ours_is_ignored() -> None:
         ("PERSEPHONE_ENGINE", "ray"),
         ("PERSEPHONE_COOKIE_SAMESITE", "open"),
         ("PERSEPHONE_PREDICT_SECONDS", "nan"),
+        ("PERSEPHONE_SLO_AVAILABILITY", "100"),
+        ("PERSEPHONE_SLO_AVAILABILITY", "dev=40"),
+        ("PERSEPHONE_SLO_AVAILABILITY", "dev=95,dev=96"),
+        ("PERSEPHONE_SLO_AVAILABILITY", "production=99"),
+        ("PERSEPHONE_SLO_LATENCY_MS", "0"),
+        ("PERSEPHONE_SLO_LATENCY_MS", "soon"),
+        ("PERSEPHONE_SLO_LATENCY_SHARE", "nan"),
+        ("PERSEPHONE_SLO_WINDOW", "31d"),
+        ("PERSEPHONE_SLO_WINDOW", "30 days"),
+        ("PERSEPHONE_PROBE_SECONDS", "-1"),
+        ("PERSEPHONE_PROBE_SECONDS", "nan"),
         ("PERSEPHONE_DATABASE_URL", "nonsense"),
         ("PERSEPHONE_DATABASE_URL", "nonsense://host/name"),
         ("PERSEPHONE_DATABASE_URL", "sqlite:///synchronous.db"),
@@ -97,3 +109,41 @@ def test_a_refused_database_url_does_not_show_its_password() -> None:
     with pytest.raises(SettingsError) as raised:
         Settings.from_env({"PERSEPHONE_DATABASE_URL": "nonsense://me:secret@host/name"})
     assert "secret" not in str(raised.value)
+
+
+def test_objectives_are_for_one_environment_or_for_all() -> None:
+    usual = Settings.from_env({})
+    assert usual.objective_in("prod").availability == 99.9
+    assert usual.objective_in("stage").availability == 99.0
+    assert usual.objective_in("dev").availability == 95.0
+    assert usual.objective_in("prod").seconds == 30 * 86_400
+    assert usual.objective_in("elsewhere").availability == 99.0
+
+    own = Settings.from_env(
+        {
+            "PERSEPHONE_SLO_AVAILABILITY": "98, prod=99.95",
+            "PERSEPHONE_SLO_LATENCY_MS": "250",
+            "PERSEPHONE_SLO_LATENCY_SHARE": "dev=90",
+            "PERSEPHONE_SLO_WINDOW": "7d",
+            "PERSEPHONE_PROBE_SECONDS": "0",
+        }
+    )
+    assert own.objective_in("prod").availability == 99.95
+    assert own.objective_in("dev").availability == 98
+    assert own.objective_in("dev").latency_seconds == 0.25
+    assert own.objective_in("dev").latency_share == 90
+    assert own.objective_in("prod").seconds == 7 * 86_400
+    assert own.probe_seconds == 0
+
+
+def test_other_environments_need_no_objectives_of_their_own() -> None:
+    assert Settings.from_env({"PERSEPHONE_ENVIRONMENTS": "a,b"}).objective_in("a") is not None
+
+
+def test_programs_of_this_machine_find_the_api_whatever_it_listens_on() -> None:
+    def address(host: str) -> str:
+        return Settings(host=host, port=81).own_address
+
+    assert address("127.0.0.1") == address("0.0.0.0") == address("") == "127.0.0.1:81"
+    assert address("::") == address("::1") == "[::1]:81"
+    assert address("10.0.0.7") == "10.0.0.7:81"

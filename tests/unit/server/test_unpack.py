@@ -12,12 +12,14 @@ import tarfile
 import zipfile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from server.artifacts import unpack
 from server.artifacts.failures import InspectionError
 from server.artifacts.inspect import inspect
 from server.artifacts.limits import Limits
-from tests.support.onnx_files import bytes_field, number_field
+from tests.support.onnx_files import linear
 from tests.support.pickle_files import (
     sklearn_pickle,
     state_dict,
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
 
     Inspect = Callable[..., Report]
 
-ONNX = number_field(1, 8) + bytes_field(
-    7, bytes_field(1, bytes_field(2, "y") + bytes_field(4, "Relu"))
+ONNX = linear()
+NPY = (
+    b"\x93NUMPY\x01\x00\x46\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }".ljust(79)
+    + b"\n"
+    + bytes(8)
 )
 
 
@@ -106,7 +111,7 @@ def test_the_one_model_of_an_archive_is_found_by_content(
 def test_a_sample_comes_along_and_the_nearest_files_are_taken(
     take: Inspect, tmp_path: Path
 ) -> None:
-    sample = zipped({"x.npy": b"\x93NUMPY"})
+    sample = zipped({"x.npy": NPY})
     files = {
         "sample.json": b'{"x": [1]}',
         "m/model.onnx": ONNX,
@@ -155,11 +160,25 @@ def test_an_archive_of_weights_only_is_named(take: Inspect) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../model.onnx", "/model.onnx", "a/../../b", "a\\b", "C:/model.onnx", "a\nb", "x" * 256],
+    [
+        "../model.onnx",
+        "/model.onnx",
+        "a/../../b",
+        "a\\b",
+        "C:/model.onnx",
+        "a\nb",
+        "a\u202eb",
+        "a\x85b",
+    ],
 )
 def test_unsafe_names_are_refused(take: Inspect, tmp_path: Path, name: str) -> None:
     assert refused(take, tar_of((name, ONNX))).code == "archive_name_unsafe"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "/".join(["n" * 200] * 6)])
+def test_names_that_are_too_long_are_refused(take: Inspect, name: str) -> None:
+    assert refused(take, tar_of((name, ONNX))).code == "archive_name_too_long"
 
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a\\b"])
@@ -271,13 +290,15 @@ def test_overlapping_entries_are_refused(take: Inspect) -> None:
 def test_an_entry_that_reaches_into_the_directory_is_refused(take: Inspect) -> None:
     archive = bytearray(zipped({"a": b"1" * 100}))
     entry = archive.find(b"PK\x01\x02")
-    archive[entry + 20 : entry + 28] = struct.pack("<II", 120, 120)
+    for field in (entry + 20, 18):
+        archive[field : field + 8] = struct.pack("<II", 120, 120)
     assert refused(take, bytes(archive)).code == "archive_overlapping"
 
 
-def test_a_wrong_checksum_is_damage(take: Inspect) -> None:
+def test_a_wrong_checksum_is_named(take: Inspect) -> None:
     archive = zipped({"model.onnx": ONNX, "note": b"0123456789"})
-    assert refused(take, archive.replace(b"0123456789", b"0123456780")).code == "archive_damaged"
+    failure = refused(take, archive.replace(b"0123456789", b"0123456780"))
+    assert (failure.code, failure.params) == ("archive_checksum_wrong", {"name": "note"})
 
 
 def test_encrypted_entries_are_refused(take: Inspect) -> None:
@@ -306,12 +327,12 @@ def test_archives_inside_archives_are_refused(take: Inspect, inner: bytes) -> No
 
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("pack", ["zip", "tar", "tar.gz"])
-def test_a_cut_off_archive_is_damage(take: Inspect, cut: float, pack: str) -> None:
+def test_a_cut_off_archive_is_named(take: Inspect, cut: float, pack: str) -> None:
     # Bytes that do not compress, and so many that every cut goes through them.
     files = {"model.onnx": ONNX, "more": random.Random(1).randbytes(40_000)}
     plain = tar_of(*files.items())[:42_000]
     whole = {"zip": zipped(files), "tar": plain, "tar.gz": gzip.compress(plain)}[pack]
-    assert refused(take, whole[: int(len(whole) * cut)]).code == "archive_damaged"
+    assert refused(take, whole[: int(len(whole) * cut)]).code == "archive_truncated"
 
 
 def test_long_names_of_every_tar_format_are_read(tmp_path: Path) -> None:
@@ -336,6 +357,18 @@ def test_long_names_of_every_tar_format_are_read(tmp_path: Path) -> None:
 )
 def test_damaged_companions_are_named(take: Inspect, files: dict[str, bytes], code: str) -> None:
     assert refused(take, zipped({"model.onnx": ONNX, **files})).code == code
+
+
+@pytest.mark.parametrize("name", ["sample.npz", "sample.json"])
+def test_a_sample_that_is_too_large_says_how_large_it_may_be(
+    take: Inspect, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(unpack, "_SAMPLE_BYTES", 64)
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.ones(100))
+    content = {"sample.npz": buffer.getvalue(), "sample.json": b"[" + b"1, " * 10_000 + b"1]"}
+    failure = refused(take, zipped({"model.onnx": ONNX, name: content[name]}))
+    assert (failure.code, failure.params) == ("sample_too_large", {"limit_mb": 0})
 
 
 def test_whatever_bytes_are_changed_the_answer_is_a_report_or_a_named_failure(
