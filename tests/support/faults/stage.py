@@ -70,7 +70,10 @@ class Stage:
         self.data_dir = folder / "data"
         own = self.data_dir / "environments"
         own.mkdir(parents=True)
-        (own / ".uv").symlink_to(environments.folder / ".uv")
+        # Not there yet where these tests are the first ones on a machine.
+        packages = environments.folder / ".uv"
+        packages.mkdir(exist_ok=True)
+        (own / ".uv").symlink_to(packages)
         self.world = World.create(folder / "nvml", BIG, SMALL)
         self.machine = FaultyMachine(folder / "machine", self.data_dir)
         self.plan = Plan(folder / "plan.json")
