@@ -1,114 +1,18 @@
-"""One deployment's reconciler on a real store and an engine without processes."""
+"""What a deployment's reconciler does, on a real store and an engine without processes."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-import pytest
-
-from server.reconcile.hooks import Hooks
-from server.reconcile.reconciler import Reconciler
-from server.records import Deployment, DeploymentKey, Run, now
-from server.states import Phase, Wanted, public_phase
-from server.store.database import Database
-from server.store.state import Store
-from tests.support.engines import (
-    DiesBeforeReady,
-    InProcessEngine,
-    NeverReady,
-    RefusesTheModel,
-    spec_for,
-    until,
-)
+from server.states import Phase, Wanted
+from tests.support.engines import DiesBeforeReady, NeverReady, RefusesTheModel, until
+from tests.support.reconciled_world import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    import pytest
 
-    from server.engines.base import Replica
-
-KEY = DeploymentKey("me", "model", "dev")
-
-
-class World:
-    """A store, an engine, a reconciler, and what the hooks were told."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.engine = InProcessEngine()
-        self.unused: list[str] = []
-        self.results: list[str] = []
-        self.restarts = 0
-        self.reconciler = self.fresh_reconciler()
-
-    def fresh_reconciler(self) -> Reconciler:
-        async def silent(_replica: Replica) -> None:
-            return
-
-        async def unused(run_id: str) -> None:
-            self.unused.append(run_id)
-
-        def restarted(_key: DeploymentKey) -> None:
-            self.restarts += 1
-
-        hooks = Hooks(
-            make_spec=spec_for,
-            joined=silent,
-            left=silent,
-            unused=unused,
-            restarted=restarted,
-            ended=lambda _key, result: self.results.append(result),
-        )
-        return Reconciler(self.store, self.engine, hooks)
-
-    @property
-    def made(self) -> Deployment:
-        return self.store.deployments[KEY]
-
-    @property
-    def phase(self) -> Phase:
-        made = self.made
-        return public_phase(made.wanted, made.version, self.reconciler.seen(made))
-
-    async def want(self, version: int, wanted: Wanted = Wanted.UP, replicas: int = 1) -> None:
-        made = Deployment(
-            key=KEY,
-            port=0,
-            wanted=wanted,
-            version=version,
-            run_id=f"run{version}",
-            wanted_at=now(),
-            first_wanted_at=now(),
-            replicas=replicas,
-        )
-        if made.run_id not in self.store.runs:
-            await self.store.add_run(
-                Run(
-                    run_id=made.run_id,
-                    owner=KEY.owner,
-                    model=KEY.model,
-                    file_name="model.onnx",
-                    size_bytes=1,
-                    digest="d",
-                    created_at=now(),
-                )
-            )
-        await self.store.want(made)
-        self.reconciler.poke(KEY)
-
-    async def reach(self, phase: Phase) -> None:
-        await until(lambda: self.phase is phase)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
-    await database.open()
-    made = World(Store(database))
-    yield made
-    await made.reconciler.close()
-    await database.close()
+    from tests.support.reconciled_world import World
 
 
 async def test_a_version_takes_traffic_only_after_it_was_ready(world: World) -> None:
@@ -136,7 +40,9 @@ async def test_a_new_version_is_admitted_before_the_old_one_drains(world: World)
     await until(lambda: world.unused == ["run1"])
 
 
-async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(world: World) -> None:
+async def test_a_version_that_cannot_serve_leaves_the_old_one_in_place(
+    world: World,
+) -> None:
     await world.want(1)
     await world.reach(Phase.SUCCEEDED)
     world.engine.kinds[2] = RefusesTheModel
@@ -220,7 +126,9 @@ async def test_a_deleted_deployment_is_taken_down(world: World) -> None:
     assert not world.engine.listening
 
 
-async def test_after_a_restart_the_version_that_served_is_started_again(world: World) -> None:
+async def test_after_a_restart_the_version_that_served_is_started_again(
+    world: World,
+) -> None:
     await world.want(1)
     await world.reach(Phase.SUCCEEDED)
     world.engine.kinds[2] = RefusesTheModel
@@ -245,7 +153,9 @@ async def test_a_burst_of_new_versions_ends_with_the_last_one(world: World) -> N
     await until(lambda: len([r for r in running if not r.end.done()]) == 1)
 
 
-async def test_a_wanted_half_written_while_a_replica_starts_is_not_lost(world: World) -> None:
+async def test_a_wanted_half_written_while_a_replica_starts_is_not_lost(
+    world: World,
+) -> None:
     await world.want(1)
     await world.want(2)
     await until(lambda: world.made.serving_version == 2)
@@ -300,7 +210,9 @@ async def test_closing_while_a_replica_starts_leaves_no_task(world: World) -> No
     assert [task for task in before if not task.done()] == []
 
 
-async def test_all_replicas_are_ready_before_the_first_takes_traffic(world: World) -> None:
+async def test_all_replicas_are_ready_before_the_first_takes_traffic(
+    world: World,
+) -> None:
     await world.want(1, replicas=3)
     await world.reach(Phase.SUCCEEDED)
 
@@ -371,7 +283,9 @@ async def test_a_failed_version_leaves_the_old_one_as_many_replicas_as_it_had(
     assert len(world.reconciler.replicas(KEY)) == 1
 
 
-async def test_stopping_while_a_missing_replica_starts_ends_all_of_them(world: World) -> None:
+async def test_stopping_while_a_missing_replica_starts_ends_all_of_them(
+    world: World,
+) -> None:
     await world.want(1, replicas=2)
     await world.reach(Phase.SUCCEEDED)
     world.engine.kinds[1] = NeverReady

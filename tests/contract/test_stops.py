@@ -5,27 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import pytest
-
 from server.states import Phase, Wanted
-from server.store.database import Database
-from server.store.state import Store
-from tests.contract.test_keeper import KEY, World
 from tests.support.engines import NeverReady, until
+from tests.support.reconciled_world import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
-    await database.open()
-    made = World(Store(database))
-    yield made
-    await made.reconciler.close()
-    await database.close()
+    from tests.support.reconciled_world import World
 
 
 async def events_of(world: World, run_id: str) -> list[str]:
