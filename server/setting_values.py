@@ -28,6 +28,9 @@ ENVIRONMENT_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 MAX_REPLICAS = 16
 """Of one deployment."""
 
+LONGEST_SCRAPE_SECONDS = 4.0
+"""Figures are stale after 15 seconds, in which two scrapes may fail or be late."""
+
 
 class SettingsError(PersephoneError):
     """A setting is unknown or has no usable value; the service does not start."""
@@ -75,6 +78,14 @@ def seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e9:
         raise ValueError("a number of seconds above zero")
+    return value
+
+
+def scrape_interval(text: str) -> float:
+    """Read how often figures are read; seldom enough, and they would be stale in between."""
+    value = seconds(text)
+    if value > LONGEST_SCRAPE_SECONDS:
+        raise ValueError(f"a number of seconds above zero, at most {LONGEST_SCRAPE_SECONDS:g}")
     return value
 
 

@@ -154,7 +154,9 @@ class Settings:
         read.otlp_endpoint,
         "OpenTelemetry collector to which traces are sent (OTLP over HTTP); empty means no traces.",
     )
-    scrape_seconds: float = _setting(2.0, read.seconds, "How often the embedded monitor scrapes.")
+    scrape_seconds: float = _setting(
+        2.0, read.scrape_interval, "How often the embedded monitor scrapes; 4 seconds at most."
+    )
     prepare_concurrency: int = _setting(2, read.positive, "Preparations that run at the same time.")
     load_seconds: float = _setting(120.0, read.seconds, "Deadline for loading a model.")
     smoke_seconds: float = _setting(30.0, read.seconds, "Deadline for the smoke test.")

@@ -22,6 +22,7 @@ _CHOSEN = f'{_RUN}, replica=~"$replica"'
 _JOB = 'job="persephone-models"'
 _REQUESTS = f"inference_requests_total{{{_JOB}, {_CHOSEN}}}"
 _BUCKETS = f"inference_request_duration_seconds_bucket{{{_JOB}, {_CHOSEN}}}"
+_INFO = f"inference_model_info{{{_JOB}, {_CHOSEN}}}"
 UP = {"0": ("не отвечает", RED), "1": ("отвечает", GREEN)}
 
 
@@ -41,8 +42,8 @@ def page() -> Page:
         .choose("replica", "Реплика", f"label_values(up{{{model}}}, replica)")
         .mark(
             "Новая версия",
-            f"count by (environment, model, version) (inference_model_info{{{_JOB}, {_CHOSEN}}}"
-            f" unless inference_model_info{{{_JOB}, {_CHOSEN}}} offset 1m)",
+            f"count by (environment, model, version) ({_INFO} unless on (environment, model, version)"
+            f" max_over_time({_INFO}[1h] offset 1m))",
             "{{model}} {{version}} в {{environment}}",
         )
         .row("Сейчас, как на странице", _page(), height=4)

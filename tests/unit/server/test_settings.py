@@ -50,6 +50,8 @@ def test_what_is_not_ours_is_ignored() -> None:
         ("PERSEPHONE_SLO_WINDOW", "30 days"),
         ("PERSEPHONE_PROBE_SECONDS", "-1"),
         ("PERSEPHONE_PROBE_SECONDS", "nan"),
+        ("PERSEPHONE_SCRAPE_SECONDS", "0"),
+        ("PERSEPHONE_SCRAPE_SECONDS", "5"),
         ("PERSEPHONE_DATABASE_URL", "nonsense"),
         ("PERSEPHONE_DATABASE_URL", "nonsense://host/name"),
         ("PERSEPHONE_DATABASE_URL", "sqlite:///synchronous.db"),
