@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections import Counter
@@ -192,15 +193,23 @@ class Judge:
         for base in addresses(status):
             url = f"{base}/v2/models/{name}/infer"
             try:
-                code, answer = await self._caller.call("POST", url, json=ZEROS)
-                if code == _MISDIRECTED:
-                    # The connection that was kept led to the version before, which closes it.
-                    code, answer = await self._caller.call("POST", url, json=ZEROS)
+                code, answer = await self._predict(url)
             except aiohttp.ClientError as error:
                 self.complain("silent", f"{base}: {error!r}")
                 continue
             if code != 200 or answer["outputs"][0]["data"][0] not in values:
                 self.complain("silent", f"{base}: {code} {answer} though {status}")
+
+    async def _predict(self, url: str) -> tuple[int, Any]:
+        """Predict; once more where the connection that was kept led to the version before.
+
+        That one says so and closes it, or closes what was idle while the request is on its way.
+        """
+        with contextlib.suppress(aiohttp.ServerDisconnectedError):
+            code, answer = await self._caller.call("POST", url, json=ZEROS)
+            if code != _MISDIRECTED:
+                return code, answer
+        return await self._caller.call("POST", url, json=ZEROS)
 
     async def _settled(self, problem: Callable[[], Awaitable[str]], kind: str) -> None:
         """Complain about what is not in order after some time either."""
