@@ -99,13 +99,16 @@ class Sources:
     ) -> list[Reading]:
         """Ask Prometheus about long windows: that it is slow with them says nothing of the others.
 
+        They end when it is asked; ``at`` is before the wait for a place.
+
         Raises:
             MetricsUnavailableError: there is none, it did not answer, or it is given up.
         """
+        since = self._clock()
         async with self._long_places:
             if self._prometheus is None or self._choice.current != "prometheus":
                 raise MetricsUnavailableError("given up until it is ready")
-            return await self._prometheus.read(run_id, questions, at)
+            return await self._prometheus.read(run_id, questions, at + self._clock() - since)
 
     def best(self, run_id: str, question: Question, at: float, theirs: Reading | None) -> Answer:
         """Return Prometheus' answer, unless we watched the window longer.

@@ -147,6 +147,25 @@ async def test_long_windows_that_cannot_be_told_are_no_failure_of_prometheus() -
     assert len(prometheus.long) == 6
 
 
+async def test_long_windows_that_waited_for_their_turn_are_those_of_now() -> None:
+    prometheus = Answers()
+    prometheus.held_long = asyncio.Event()
+    world = World(prometheus, runs=3, patience=0)
+    for run_id in sorted(world.deployed):
+        world.scrape(run_id)
+        await world.shown(run_id)
+    await world.settled()
+    assert len(prometheus.long) == 2
+    # For longer than an old answer may be shown.
+    world.now += 120
+    prometheus.held_long.set()
+    await world.settled()
+
+    (run_id, at, _questions) = prometheus.long[2]
+    assert at == world.now
+    assert (await world.shown(run_id)).asked[Name(SLO)].source == "prometheus"
+
+
 async def test_a_rate_over_days_is_asked_once_a_minute_and_says_when() -> None:
     prometheus = Answers()
     world = World(prometheus)
