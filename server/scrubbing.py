@@ -28,9 +28,19 @@ _IN_A_QUERY = re.compile(
     re.IGNORECASE,
 )
 _SECRETS = (
+    # What a digest consists of stands behind it, in quotes and between commas.
+    re.compile(
+        r"(?P<name>\bauthorization[\"']?\s?[=:]\s?)(?P<value>[\"']?digest\s.*)", re.IGNORECASE
+    ),
+    re.compile(
+        rf"(?P<name>(?<![\w-])--(?:[\w-]+-)?(?:{_UNMISTAKABLE}|token)\s)(?P<value>[^\s,;&'\"…-][^\s,;&'\"…]*)",
+        re.IGNORECASE,
+    ),
+    # DB_PASS=, and Pwd= of a connection string; but no pass=2, which counts.
+    re.compile(r"(?P<name>\b(?:[A-Z][A-Z0-9_]*_PASS|(?i:pwd))\s?=\s?)(?P<value>[^\s,;&'\"…]+)"),
     re.compile(
         rf"(?P<name>(?:{_UNMISTAKABLE})[\"']?\s?(?:=>?|:)\s?)"
-        r"(?P<value>[bru]{0,2}(?:\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*')|(?:(?:bearer|basic|token)\s+)?[^\s,;&'\"…]+)",
+        r"(?P<value>[bru]{0,2}(?:\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*')|(?:(?:bearer|basic|token|negotiate)\s+)?[^\s,;&'\"…]+)",
         re.IGNORECASE,
     ),
     re.compile(r"(?P<name>(?<![\w-])token=)(?P<value>[^\s,;&'\")…]{8,})", re.IGNORECASE),
