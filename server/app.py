@@ -62,8 +62,9 @@ from server.sandbox.orphans import end_orphans
 from server.sandbox.probe import probe
 from server.states import Action, Step
 from server.store.abandoned import AbandonedOwners
-from server.store.blobs import Blobs, sweep_folders
+from server.store.blobs import Blobs
 from server.store.database import Database
+from server.store.folders import sweep_folders
 from server.store.history import HistoryFile
 from server.store.reserve import Reserve, surely
 from server.store.run_logs import RunLogs

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
+from server.scrubbing import CONTROLS
+
 if TYPE_CHECKING:
     from server.settings import Settings
 
@@ -32,7 +34,7 @@ _IDS = {
 # Of a token: none is ever logged on purpose, but callers may put one where it does not belong.
 # Its id is no secret and as long as this asks for, so one that was cut shows nothing either.
 _SECRET = re.compile(r"psk_[A-Za-z0-9_-]{17,}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(rf"[\t{CONTROLS}]")
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:

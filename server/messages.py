@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from babel.messages.pofile import read_po
 
+from server.scrubbing import CONTROLS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -30,7 +32,7 @@ LOCALE_DIR = Path(__file__).parent / "locale"
 
 # Parameters whose values are words of ours; in all others they are names, or what a user wrote.
 _IN_WORDS = {"artifact_type_unsupported": ("found",)}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_CONTROL = re.compile(rf"[\t{CONTROLS}]+")
 _RANGE = re.compile(
     r"\s*(?P<tag>[A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]{1,64})?\s*(?:;\s*q=(?P<q>[01](?:\.\d{0,3})?)\s*)?"
 )

@@ -10,8 +10,15 @@ import re
 LIMIT = 300
 """Longest line of evidence, in characters."""
 
+CONTROLS = r"\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+"""What may not reach a reader's terminal or page, but for a tabulator, as a regular expression's set.
+
+Control characters, ends of lines, half characters, and what turns the direction of the text around,
+so that it reads as something else.
+"""
+
 _LOOKED_AT = 10 * LIMIT
-_UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNPRINTABLE = re.compile(rf"\x1b\[[0-9;]*[A-Za-z]|[\t{CONTROLS}]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 _URL = re.compile(r"\b(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,30})://(?P<rest>[^\s'\"`<>|…]*)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.errors import StepFailedError
-from server.store.blobs import empty_folder, sync_folder
+from server.store.folders import empty_folder, sync_folder
 
 if TYPE_CHECKING:
     from server.pipeline.report import InspectionReport

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -14,6 +13,7 @@ from server.errors import PersephoneError, StorageFullError
 from server.faults import Point, Reached, nothing
 from server.records import now
 from server.states import Wanted
+from server.store.folders import remove_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ class Runs:
     async def delete(self, run: Run) -> None:
         """Take a run away: its processes, its deployments, its lease, its bytes.
 
-        What cannot be removed from the disk now is swept later, at the next start at the latest.
+        What cannot be removed from the disk now is removed later.
 
         Raises:
             StorageFullError, UnavailableError: it cannot be forgotten now and stays as it was.
@@ -129,9 +129,24 @@ class Runs:
             await self._store.delete_run(run.run_id, instead=instead)
 
     async def _remove_files(self, run: Run) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._models / run.run_id, ignore_errors=True)
+        """Remove all that can be removed; OSError if something is left."""
+        failures: list[OSError] = []
+        for remove in (self._remove_folder, self._remove_log, self._remove_blob):
+            try:
+                await remove(run)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def _remove_folder(self, run: Run) -> None:
+        await asyncio.to_thread(remove_folder, self._models / run.run_id)
+
+    async def _remove_log(self, run: Run) -> None:
         await self._logs.forget(run.run_id)
         self._reached(Point.DELETE_FILES_GONE)
+
+    async def _remove_blob(self, run: Run) -> None:
         async with self._blobs.referring:
             if run.digest not in self._store.digests(but=run.run_id):
                 await self._blobs.delete(run.digest)

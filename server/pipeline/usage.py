@@ -20,7 +20,7 @@ from server.pipeline.places import Place, Places
 from server.pipeline.quotas import Disk, Stored
 from server.records import now
 from server.states import Wanted
-from server.store.blobs import empty_folder
+from server.store.folders import empty_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

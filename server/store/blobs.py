@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 import os
 import secrets
-import shutil
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from server.errors import StepFailedError
 from server.faults import Point, Reached, nothing
 from server.machine import explained
+from server.store.folders import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -23,15 +23,6 @@ _READ_BYTES = 1024 * 1024
 # The disk works while the rest arrives: what is synced early need not be waited for at the end.
 _SYNC_BYTES = 32 * 1024 * 1024
 _SYNCS_AT_ONCE = 2
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Incoming:
@@ -228,25 +219,6 @@ class Blobs:
                     blob.unlink(missing_ok=True)
                     swept += 1
         return swept
-
-
-def empty_folder(folder: Path) -> None:
-    """Make a folder with nothing in it, whatever was there.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def sweep_folders(root: Path, known: Collection[str]) -> None:
-    """Remove the folders of runs that are gone: a deletion may have been cut short."""
-    if root.is_dir():
-        for folder in root.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _discard(file: BinaryIO, path: Path) -> None:

@@ -7,14 +7,14 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from server.logs import redacted
-from server.scrubbing import without_paths
+from server.scrubbing import CONTROLS, without_paths
+from server.store.folders import remove_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ _LINE_CHARS = 2000
 _PAUSE_SECONDS = 1.0
 _NAMES = ("newer.jsonl", "older.jsonl")
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(rf"[{CONTROLS}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +166,20 @@ class RunLogs:
             log.followers.discard(follower)
 
     async def forget(self, run_id: str) -> None:
-        """Delete the log of a run that is gone."""
+        """Delete the log of a run that is gone.
+
+        Raises:
+            OSError: something of it is left on the disk.
+        """
         log = self._log(run_id)
-        async with log.files:
-            log.waiting.clear()
-            await asyncio.to_thread(shutil.rmtree, log.folder, ignore_errors=True)
-        self._logs.pop(run_id, None)
-        for follower in log.followers:
-            follower.wake()
+        try:
+            async with log.files:
+                log.waiting.clear()
+                await asyncio.to_thread(remove_folder, log.folder)
+        finally:
+            self._logs.pop(run_id, None)
+            for follower in log.followers:
+                follower.wake()
 
     async def close(self) -> None:
         """Write what waits."""

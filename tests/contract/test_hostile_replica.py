@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.timeout(SECONDS)
 MESSAGES = Messages()
 # A model's own status comes through; these are ours, and each names a cause.
 OUR_CODES = {"replica_absent", "replica_broke_off", "prediction_timed_out_at_gateway"}
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 ENOUGH = 1024 * 1024
 LARGE_BODY = b"x" * (512 * 1024)
 
@@ -237,8 +239,16 @@ async def _read_everything(out: bytes, error: bytes) -> None:
         for line in lines:
             orjson.dumps(line.text)
             assert "/etc/passwd" not in line.text
-            assert line.text.isprintable() or "\t" in line.text
+            assert not any(map(_is_control, line.text)), ascii(line.text)
         await logs.close()
+
+
+def _is_control(letter: str) -> bool:
+    """Whether a reader's terminal or page may take it for more than a letter."""
+    if unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"}:
+        return letter != "\t"
+    # These turn the direction of the text around.
+    return unicodedata.bidirectional(letter) in TURNS
 
 
 async def _serve_with(child: Child) -> None:

@@ -39,9 +39,10 @@ def written(settings: Settings, *args: Any, **kwargs: Any) -> str:
 
 
 def test_a_user_cannot_write_a_second_line() -> None:
-    text = written(Settings(), "name %s", "a\r\nb\x1b[31m\u2028c\x85d")
+    text = written(Settings(), "name %s", "a\r\nb\x1b[31m\u2028c\x85d\u202ee")
     assert text.count("\n") == 1
     assert "\x1b" not in text
+    assert "\u202e" not in text
     assert len(text.splitlines()) == 1
 
 

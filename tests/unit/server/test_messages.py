@@ -71,7 +71,7 @@ def test_the_better_liked_language_is_chosen(header: str | None, language: str) 
 def test_parameters_are_filled_in_on_one_line_and_bounded() -> None:
     messages = Messages()
     text = messages.render(
-        "env_unknown", {"value": "a\r\nb\x00c\u2028d", "known": ("x", "y")}, "en"
+        "env_unknown", {"value": "a\r\nb\x00c\u2028\u202ed", "known": ("x", "y")}, "en"
     )
     assert text == "There is no environment a b c d. Give the parameter env one of: x, y."
     for language in LANGUAGES:

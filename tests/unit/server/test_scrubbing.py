@@ -38,7 +38,7 @@ SECRET = "s3cr3t-Pa55word.value"
         ("/tmp/x float32/int64", "… float32/int64"),
         ("(/usr/lib/x.so+0x12)", "(…)"),
         ("object at 0x7f26b4ed7d80", "object at 0x…"),
-        ("\x1b[1;31mred\x1b[m\tand\x00 tabs", "red and tabs"),
+        ("\x1b[1;31mred\x1b[m\tand\x00 \u202etabs", "red and tabs"),
     ],
 )
 def test_paths_addresses_and_controls_are_taken_out(text: str, left: str) -> None:
