@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
+import os
 import threading
 import time
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from server import keys
 from server.api import support
 from server.environments.failures import named_failure
 from server.pipeline.bundle import zipped
@@ -169,3 +172,31 @@ async def test_few_bundles_are_packed_at_once(
     found = await asyncio.gather(*(bundle(world, run_id) for _ in range(8)))
     assert len(found) == 8
     assert most <= support.BUNDLES_AT_ONCE
+
+
+async def test_what_a_failing_disk_keeps_of_a_deleted_run_is_removed_once_it_is_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with telling(tmp_path) as world:
+        run_id = await world.deployed()
+        world.say(run_id, "one")
+        await world.service.app[keys.LOGS].tail(run_id)
+        data = world.service.app[keys.SETTINGS].data_dir
+        places = [data / name / run_id for name in ("models", "logs")]
+        # Its service prepares nothing, and so leaves no folder of the model.
+        places[0].mkdir(parents=True)
+        rmdir = os.rmdir
+
+        def fail(path: Any, **more: Any) -> None:
+            if str(path).endswith(run_id):
+                raise OSError(errno.EIO, "the disk fails", path)
+            rmdir(path, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rmdir", fail)
+            assert (await world.caller.call("DELETE", f"/runs/{run_id}"))[0] == 200
+        assert all(place.is_dir() for place in places)
+        # The artifact is gone nevertheless.
+        assert [path for path in (data / "blobs").rglob("*") if path.is_file()] == []
+        await world.service.app[keys.RUNS].sweep()
+        assert not any(place.exists() for place in places)
