@@ -9,7 +9,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from server.errors import PersephoneError, StorageFullError
+from server.errors import NotFoundError, PersephoneError, StorageFullError
 from server.faults import Point, Reached, nothing
 from server.records import now
 from server.states import Wanted
@@ -58,6 +58,8 @@ class Runs:
         self._usage = usage
         # Deleted, but for their bytes.
         self._left: set[Run] = set()
+        # Of these only the bytes are deleted: there was no room to say that they are gone.
+        self._hollow: set[Run] = set()
         self._reached = reached
 
     def page(self, owner: str | None, after: str | None) -> tuple[list[Run], str | None]:
@@ -75,7 +77,9 @@ class Runs:
         What cannot be removed from the disk now is removed later.
 
         Raises:
-            StorageFullError, UnavailableError: it cannot be forgotten now and stays as it was.
+            UnavailableError: it cannot be forgotten now and stays as it was.
+            StorageFullError: nor can it be now, but its bytes are gone, and it is once there is room.
+            NotFoundError: somebody else was faster.
         """
         run_id = run.run_id
         async with AsyncExitStack() as deciding:
@@ -93,6 +97,7 @@ class Runs:
             except PersephoneError:
                 self._prepare.resume(run)
                 raise
+        self._hollow.discard(run)
         self._usage.deleted(run)
         self._reached(Point.DELETE_FORGOTTEN)
         kept = {made.key for made in instead}
@@ -110,7 +115,14 @@ class Runs:
         await self.sweep()
 
     async def sweep(self) -> None:
-        """Remove the bytes of deleted runs that a failing disk has kept so far."""
+        """Bring deletions to their end that a failing or full disk has held up so far."""
+        for run in list(self._hollow):
+            try:
+                await self.delete(run)
+            except NotFoundError:
+                self._hollow.discard(run)
+            except PersephoneError as error:
+                logger.warning("run %s is not deleted yet: %s", run.run_id, error)
         for run in list(self._left):
             try:
                 await self._remove_files(run)
@@ -126,6 +138,7 @@ class Runs:
             # Even the reserve is used up: its own bytes make the room to say that it is gone.
             with suppress(OSError):
                 await self._remove_files(run)
+            self._hollow.add(run)
             await self._store.delete_run(run.run_id, instead=instead)
 
     async def _remove_files(self, run: Run) -> None:

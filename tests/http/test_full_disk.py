@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from server import keys
+from server.errors import StorageFullError
 from tests.support import onnx_files
 from tests.support.in_process import Here, serving
 from tests.support.service import Caller
@@ -109,6 +110,25 @@ async def test_a_deletion_works_first_on_the_reserve(disk: SmallDisk) -> None:
         disk.clear()
         await here.app[keys.STORE]._reserve.fill()  # type: ignore[union-attr]
         assert (disk.path / "data" / "reserve").exists()
+
+
+async def test_a_deletion_that_no_room_could_be_made_for_is_finished_once_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "data") as here:
+        run_id = await here.caller.upload(MODEL)
+
+        async def fill_what_is_freed(*_args: object) -> None:
+            raise StorageFullError("disk_full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(here.app[keys.STORE], "_delete_run", fill_what_is_freed)
+            await assert_no_room(here.caller, "DELETE", f"/runs/{run_id}")
+            await here.app[keys.RUNS].sweep()
+            assert len((await here.caller.get("/runs"))["runs"]) == 1
+        await here.app[keys.RUNS].sweep()
+        assert (await here.caller.get("/runs"))["runs"] == []
+        assert (await here.caller.call("DELETE", f"/runs/{run_id}"))[0] == 404
 
 
 async def test_an_upload_for_which_there_is_no_room_is_refused_before_it_is_sent(
