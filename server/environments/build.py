@@ -229,6 +229,8 @@ class Environments:
                 logger.info("removing the model environment %s, which nobody uses", name)
                 await asyncio.to_thread(remove, doomed)
                 removed += 1
+        # No work takes longer than that.
+        await asyncio.to_thread(self._folders.sweep, self._settings.environment_seconds)
         return removed
 
     def _environment(self, lock: Lock) -> Environment:

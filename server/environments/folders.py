@@ -27,7 +27,7 @@ _JUST_USED_SECONDS = 600.0
 class Folders:
     """The folder of each environment below ``root``, by name, and those around them.
 
-    ``temporary`` is swept at every start, ``guards`` has a lock file for each environment.
+    ``temporary`` is swept at every start and now and then, ``guards`` has a lock file for each environment.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,13 +44,22 @@ class Folders:
         """
         for folder in (self.root, self.temporary, self.guards, self.locks):
             folder.mkdir(parents=True, exist_ok=True)
+        self.sweep(0.0)
+
+    def sweep(self, kept_seconds: float) -> None:
+        """Remove what a killed service left behind, or a disk that failed.
+
+        What is temporary and younger than ``kept_seconds`` may be in use.
+        """
         for leftover in self.temporary.iterdir():
-            remove(leftover)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - leftover.lstat().st_mtime >= kept_seconds:
+                    remove(leftover)
         for folder in self.root.iterdir():
             if not folder.name.startswith(".") and not (folder / COMPLETE).is_file():
-                self._sweep(folder)
+                self._remove_half_built(folder)
 
-    def _sweep(self, folder: Path) -> None:
+    def _remove_half_built(self, folder: Path) -> None:
         """Remove a half-built environment, unless somebody is building it right now."""
         with (self.guards / folder.name).open("a") as file:
             if try_lock(file.fileno()) and not (folder / COMPLETE).is_file():

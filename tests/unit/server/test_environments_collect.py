@@ -321,3 +321,21 @@ def test_a_folder_is_named_after_its_lock() -> None:
     assert lock.digest.startswith(folder_name(lock.digest))
     assert folder_name("") == ""
     assert build_module.MODEL_SERVER_REQUIREMENTS.is_file()
+
+
+async def test_what_a_failing_disk_kept_is_collected_but_not_what_is_being_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = await world.build(idle_seconds=100 * DAY)
+    with monkeypatch.context() as patch:
+        patch.setattr("server.environments.folders.shutil.rmtree", lambda *_args, **_more: None)
+        assert await world.environments.collect(nobody, DAY) == 1
+    [kept] = world.leftovers
+    assert kept.name.startswith(doomed)
+    world.age(f".tmp/{kept.name}", DAY)
+    (world.root / ".tmp" / "scratch").mkdir()
+    (world.root / "half").mkdir()
+
+    assert await world.environments.collect(nobody, DAY) == 0
+    assert [path.name for path in world.leftovers] == ["scratch"]
+    assert world.built == set()
