@@ -14,7 +14,7 @@ from server.environments.build import Environments
 from server.environments.lock import lock_of
 from server.environments.trees import build_tree
 from server.errors import StepFailedError, StorageFullError, is_full
-from server.records import Deployment, DeploymentKey, Preparation, Run, now
+from server.records import Deployment, Preparation, Run, now
 from server.settings import Settings
 from server.states import Phase, Wanted
 from server.store.blobs import Blobs
@@ -23,6 +23,7 @@ from server.store.history import HistoryFile
 from server.store.reserve import Reserve
 from server.store.sessions import Sessions
 from server.store.state import Store
+from tests.support.records import a_deployment
 from tests.support.small_disk import SmallDisk, small_disk
 from tests.support.tiny_wheels import empty_index, wheel
 
@@ -66,18 +67,6 @@ def run(number: int) -> Run:
     )
 
 
-def deployment(of: Run) -> Deployment:
-    return Deployment(
-        key=DeploymentKey("me", of.model, "dev"),
-        port=20000,
-        wanted=Wanted.UP,
-        version=1,
-        run_id=of.run_id,
-        wanted_at=now(),
-        first_wanted_at=now(),
-    )
-
-
 async def assert_full(store: Store) -> None:
     """New things find no room, and leave nothing in memory either."""
     before = set(store.runs)
@@ -90,13 +79,13 @@ async def test_what_frees_room_can_be_said_on_a_full_disk(disk: SmallDisk, store
     runs = [run(number) for number in range(3)]
     for one in runs:
         await store.add_run(one)
-    await store.want(deployment(runs[1]))
+    await store.want(a_deployment(runs[1]))
     running = Preparation(run_id=runs[2].run_id, phase=Phase.RUNNING, device="GPU-1")
     await store.save_preparation(running, lease="GPU-1")
     disk.fill()
     await assert_full(store)
     with pytest.raises(StorageFullError):
-        await store.want(deployment(runs[0]))
+        await store.want(a_deployment(runs[0]))
     with pytest.raises(StorageFullError):
         await store.save_preparation(Preparation(run_id=runs[0].run_id, phase=Phase.RUNNING))
 

@@ -11,11 +11,12 @@ import pytest
 from server.errors import BusyError, StorageFullError
 from server.pipeline.quotas import Disk
 from server.pipeline.usage import Usage
-from server.records import Deployment, DeploymentKey, Run, now
+from server.records import DeploymentKey, Run, now
 from server.settings import Settings
 from server.states import Wanted
 from server.store.database import Database
 from server.store.state import Store
+from tests.support.records import a_deployment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,19 +49,6 @@ def run(number: int, owner: str = "me", size: int = 10) -> Run:
     )
 
 
-def deployment(of: Run, environment: str = "dev", replicas: int = 1) -> Deployment:
-    return Deployment(
-        key=DeploymentKey(of.owner, of.model, environment),
-        port=20000,
-        wanted=Wanted.UP,
-        version=1,
-        run_id=of.run_id,
-        wanted_at=now(),
-        first_wanted_at=now(),
-        replicas=replicas,
-    )
-
-
 async def test_deployments_that_are_up_count_and_a_new_version_counts_no_second_time(
     store: Store, tmp_path: Path
 ) -> None:
@@ -69,14 +57,14 @@ async def test_deployments_that_are_up_count_and_a_new_version_counts_no_second_
     for one in (mine, theirs):
         await store.add_run(one)
     for environment in ("dev", "stage"):
-        await store.want(deployment(mine, environment, replicas=2))
+        await store.want(a_deployment(mine, environment=environment, replicas=2))
     usage.check_deployment(DeploymentKey("me", mine.model, "dev"), 2)
     usage.check_deployment(DeploymentKey("you", theirs.model, "dev"), 4)
     with pytest.raises(BusyError, match="quota_replicas"):
         usage.check_deployment(DeploymentKey("me", mine.model, "dev"), 3)
     with pytest.raises(BusyError, match="quota_deployments"):
         usage.check_deployment(DeploymentKey("me", mine.model, "prod"), 1)
-    await store.want(replace(deployment(mine, "stage"), wanted=Wanted.STOPPED))
+    await store.want(a_deployment(mine, environment="stage", wanted=Wanted.STOPPED))
     usage.check_deployment(DeploymentKey("me", mine.model, "prod"), 2)
     assert usage.shown("me")["deployments"] == {"used": 1, "limit": 2}
 

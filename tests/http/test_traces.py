@@ -29,12 +29,12 @@ from server.errors import ConflictError
 from server.logs import deployment_id_var, run_id_var, trace_id_var
 from server.messages import Messages
 from server.pipeline.observing import StepObserver
-from server.records import Deployment, DeploymentKey, now
 from server.setting_values import SettingsError
 from server.settings import Settings
-from server.states import Action, Phase, Step, Wanted
+from server.states import Action, Phase, Step
 from server.tracing import Tracing
 from tests.support.gateway import Replica
+from tests.support.records import a_deployment, a_run
 from tests.support.toy_edge import MemorySessions
 
 if TYPE_CHECKING:
@@ -45,15 +45,7 @@ if TYPE_CHECKING:
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "tracestate": "vendor=1"}
 RUN = "ab" * 16
-MADE = Deployment(
-    key=DeploymentKey(owner="o", model="iris", environment="prod"),
-    port=0,
-    wanted=Wanted.UP,
-    version=3,
-    run_id=RUN,
-    wanted_at=now(),
-    first_wanted_at=now(),
-)
+MADE = a_deployment(a_run(RUN, "o", "iris"), 3, "prod")
 
 
 class Traced(NamedTuple):

@@ -1,6 +1,9 @@
-"""Records as a test needs some: a run, and its deployment to dev."""
+"""Records as a test needs some: a run, and a deployment of it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from server.records import Deployment, DeploymentKey, Run, now
 from server.states import Wanted
@@ -19,10 +22,12 @@ def a_run(run_id: str = "a" * 32, owner: str = "me", model: str | None = None) -
     )
 
 
-def a_deployment(run: Run, version: int = 1) -> Deployment:
+def a_deployment(
+    run: Run, version: int = 1, environment: str = "dev", **changes: Any
+) -> Deployment:
     """Return a deployment that is wanted, and has no port yet."""
-    return Deployment(
-        key=DeploymentKey(run.owner, run.model, "dev"),
+    made = Deployment(
+        key=DeploymentKey(run.owner, run.model, environment),
         port=0,
         wanted=Wanted.UP,
         version=version,
@@ -30,3 +35,4 @@ def a_deployment(run: Run, version: int = 1) -> Deployment:
         wanted_at=now(),
         first_wanted_at=now(),
     )
+    return replace(made, **changes)

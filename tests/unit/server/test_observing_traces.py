@@ -15,26 +15,20 @@ from prometheus_client import CollectorRegistry
 from metrics.service import ServiceInstruments
 from server.logs import request_id_var, trace_id_var
 from server.reconcile.observing import Observing
-from server.records import Deployment, DeploymentKey, now
 from server.states import Action, Wanted
 from server.tracing import Tracing
+from tests.support.records import a_deployment, a_run
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
+    from server.records import Deployment
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
 RUN = "ab" * 16
-MADE = Deployment(
-    key=DeploymentKey(owner="o", model="iris", environment="prod"),
-    port=0,
-    wanted=Wanted.UP,
-    version=3,
-    run_id=RUN,
-    wanted_at=now(),
-    first_wanted_at=now(),
-)
+MADE = a_deployment(a_run(RUN, "o", "iris"), 3, "prod")
 
 
 def instruments() -> ServiceInstruments:
