@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,14 @@ def _code_of(error: object) -> int:
 def _on_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("persephone_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _on_invalidate(connection: Any, _record: Any, _error: object) -> None:
+    # It is about to be closed, as its task was cancelled in the middle of a statement. That is not
+    # enough: a statement that is half read keeps a closed connection alive in SQLite, and with it
+    # the write lock, until the garbage collector comes by.
+    with suppress(Exception):
+        connection.rollback()
 
 
 def _migrate(connection: Connection) -> None:
@@ -143,6 +151,7 @@ class Database:
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _on_connect)
             event.listen(self._engine.sync_engine, "begin", _on_begin)
+            event.listen(self._engine.sync_engine, "invalidate", _on_invalidate)
 
     async def open(self) -> None:
         """Bring the tables to the newest form.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import Connection
+
+# Its first row takes about 50 ms, and another one is left to read.
+_SLOW = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000)"
+    " SELECT max(i) FROM n UNION ALL SELECT 2"
+)
 
 
 @pytest.fixture
@@ -85,6 +92,27 @@ async def test_eight_writers_lose_no_increment(database: Database) -> None:
     async with database.read() as connection:
         row = await connection.execute(select(tables.runs.c.size_bytes))
         assert row.scalar_one() == 80
+
+
+async def test_who_is_cancelled_in_the_middle_of_a_statement_leaves_no_lock(
+    database: Database,
+) -> None:
+    async def read_slowly() -> None:
+        async with database.write() as connection:
+            await connection.exec_driver_sql(_SLOW)
+
+    gc.disable()
+    try:
+        for turn in range(10):
+            reading = asyncio.create_task(read_slowly())
+            await asyncio.sleep(0.02 + turn * 0.002)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            async with database.write() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+    finally:
+        gc.enable()
 
 
 async def test_sqlite_is_in_the_safe_mode(database: Database) -> None:
