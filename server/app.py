@@ -38,7 +38,7 @@ from server.messages import Messages
 from server.pipeline.abandoned import Abandoned
 from server.pipeline.deploy import Deploy
 from server.pipeline.devices import Devices
-from server.pipeline.housekeeping import ROUND_SECONDS, Collector, Housekeeping
+from server.pipeline.housekeeping import Collector, Housekeeping
 from server.pipeline.monitor import Monitor
 from server.pipeline.objectives import Objectives
 from server.pipeline.observing import StepObserver
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What a failing or full disk held up, a GPU's end for one, is soon done after it is healthy.
 _SWEEP_SECONDS = 5.0
 _DATABASE = web.AppKey("database", Database)
 _BLOBS = web.AppKey("blobs", Blobs)
@@ -373,7 +374,7 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
     # Collecting may take minutes, and leases are not to wait for it.
     all_of_it = [
         Housekeeping(
-            {"expiring leases": expire_leases}, min(ROUND_SECONDS, settings.lease_seconds)
+            {"expiring leases": expire_leases}, min(_SWEEP_SECONDS, settings.lease_seconds)
         ),
         Housekeeping(
             {
@@ -383,7 +384,6 @@ async def _housekeeping(app: web.Application) -> AsyncIterator[None]:
             }
         ),
         Housekeeping({"collecting": collector.attend, "deleting runs": abandoned.attend}),
-        # A disk that was full a moment ago has room by now, and their bytes are in the way.
         Housekeeping({"sweeping after deletions": app[keys.RUNS].sweep}, _SWEEP_SECONDS),
     ]
     for each in all_of_it:

@@ -207,7 +207,7 @@ class Judge:
 
         That one says so and closes it, or closes what was idle while the request is on its way.
         """
-        with contextlib.suppress(aiohttp.ServerDisconnectedError):
+        with contextlib.suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             code, answer = await self._caller.call("POST", url, json=ZEROS)
             if code != _MISDIRECTED:
                 return code, answer
