@@ -48,7 +48,7 @@ check: $(DEV_READY) ## format, lint, types, imports, quick tests
 
 e2e: $(DEV_READY) ## tests with model environments, Prometheus, Chromium
 	@echo "seed: $(SEED)"
-	@$(BIN)/python -m pytest -q -m e2e --hypothesis-seed=$(SEED)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m e2e --hypothesis-seed=$(SEED)
 
 test: ## everything that checks the project
 	@$(MAKE) debian
