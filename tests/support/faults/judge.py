@@ -52,6 +52,7 @@ class Judge:
 
     async def judge(self) -> None:
         """Look at everything that the client was told, and at what there is beside it."""
+        await self._settled(self._deletions_end, "stuck")
         await self.judge_states()
         await self._settled(self._leases_fit, "lease")
         await self._settled(self._processes_fit, "orphan")
@@ -74,28 +75,12 @@ class Judge:
 
     async def _run(self, run_id: str, told: Told, shown: dict[str, Any] | None) -> None:
         if told.deleted:
-            is_gone = await self._is_gone(run_id)
-            if told.deleted == "told" and (shown is not None or not is_gone):
+            status, _ = await self._caller.call("GET", f"/prepare/status?runId={run_id}")
+            if told.deleted == "told" and (shown is not None or status != 404):
                 self.complain("undead", run_id)
-            if is_gone:
+            if status == 404:
                 told.deleted = "told"
                 return
-        complaints = len(self.complaints)
-        try:
-            await self._whole(run_id, told, shown)
-        except AssertionError:
-            if not (told.deleted and await self._is_gone(run_id)):
-                raise
-        if told.deleted and await self._is_gone(run_id):
-            # The service has finished the deletion in the middle of this.
-            del self.complaints[complaints:]
-            told.deleted = "told"
-
-    async def _is_gone(self, run_id: str) -> bool:
-        status, _ = await self._caller.call("GET", f"/prepare/status?runId={run_id}")
-        return status == 404
-
-    async def _whole(self, run_id: str, told: Told, shown: dict[str, Any] | None) -> None:
         if shown is None:
             self.complain("lost", f"run {run_id}")
             return
@@ -133,9 +118,7 @@ class Judge:
         told.prepared = body
         if body["phase"] == "Failed" and told.value is not None:
             codes = {step["code"] for step in body["steps"] if step["status"] == "Failed"}
-            # A deletion that was refused on a full disk may have taken the bytes, to make room.
-            excused = self.excused | ({"artifact_missing"} if told.deleted else set())
-            if not codes or not codes <= excused:
+            if not codes or not codes <= self.excused:
                 self.complain("broken", body)
 
     async def _timeline(self, run_id: str, told: Told) -> None:
@@ -237,6 +220,16 @@ class Judge:
                 self.complain(kind, found)
                 return
             await asyncio.sleep(0.05)
+
+    async def _deletions_end(self) -> str:
+        """Whether those deletions have ended that the service had no room to write down."""
+        for run_id, told in self._client.runs.items():
+            if told.deleted == "to end":
+                status, _ = await self._caller.call("GET", f"/prepare/status?runId={run_id}")
+                if status != 404:
+                    return f"deletion of {run_id}"
+                told.deleted = "told"
+        return ""
 
     async def _leases_fit(self) -> str:
         """Whether exactly those GPUs are taken that a run may have by what its owner did."""
