@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from babel.messages.pofile import read_po
 
-from server.scrubbing import CONTROLS
+from server.scrubbing import CONTROLS, LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ FALLBACK_CODE = "unknown_failure"
 WORDS = "words.po"
 """Catalogue of what stands in sentences as a value, by its English words."""
 MAX_LENGTH = 600
-MAX_VALUE_LENGTH = 160
+MAX_VALUE_LENGTH = LIMIT
 
 LOCALE_DIR = Path(__file__).parent / "locale"
 

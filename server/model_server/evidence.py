@@ -13,6 +13,13 @@ _NO_MEMORY = re.compile(
     r"out of memory|bad_alloc|[Ff]ailed to allocate memory|can't allocate memory|not enough memory"
     r"|OUT_OF_MEMORY|smaller than requested bytes"
 )
+# What onnxruntime puts before the cause: its class again, the node, a place in its own sources.
+_PREAMBLE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"(?:Non-zero status code returned while running (?P<node>\w+) node\. Name:'[^']{0,200}' Status Message: )?"
+    r"(?:/\S{1,300}:\d+ [^()]{1,300}\([^()]{0,300}\) (?:.{1,200}? was false\. )?)?"
+)
+_LOOKED_AT = 3000
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,4 +72,10 @@ def one_line(error: BaseException) -> str:
     chosen = lines[0]
     if "TorchScript" in chosen or chosen.startswith("Traceback"):
         chosen = lines[-1]
-    return scrubbed(f"{type(error).__name__}: {chosen}")
+    chosen = _PREAMBLE.sub(_node, chosen[:_LOOKED_AT], count=1)
+    return scrubbed(f"{type(error).__name__}: {chosen}").rstrip(".")
+
+
+def _node(found: re.Match[str]) -> str:
+    node = f"{found['node']}: "
+    return "" if found["node"] is None or found.string.startswith(node, found.end()) else node

@@ -29,6 +29,31 @@ def test_a_torchscript_error_says_its_cause_last() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Add"
+            " node. Name:'add' Status Message: /src/core/math/element_wise_ops.h:563 void"
+            " onnxruntime::BroadcastIterator::Append(ptrdiff_t, ptrdiff_t) axis == 1 || axis == largest"
+            " was false. Attempting to broadcast an axis by a dimension other than 1. 2 by 3\n",
+            "Add: Attempting to broadcast an axis by a dimension other than 1. 2 by 3",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Gemm node."
+            " Name:'' Status Message: Gemm: Invalid bias shape for broadcast",
+            "Gemm: Invalid bias shape for broadcast",
+        ),
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x.",
+            "Got invalid dimensions for input: x",
+        ),
+    ],
+)
+def test_of_what_onnxruntime_says_the_cause_is_told(said: str, told: str) -> None:
+    assert one_line(RuntimeError(said)) == f"RuntimeError: {told}"
+
+
+@pytest.mark.parametrize(
     ("said", "is_lack"),
     [
         ("Load model from m.onnx failed:std::bad_alloc", True),
