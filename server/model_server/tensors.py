@@ -201,8 +201,12 @@ def _check_types(flat: List[Any], allowed: Any, expected: str, name: str, dataty
         return
     wrong = next(value for value in flat if type(value) not in allowed)
     raise BadInputError(
-        "tensor_value", tensor=name, datatype=datatype, expected=expected, found=json_name(wrong)
+        "tensor_value", tensor=name, datatype=datatype, expected=expected, found=_shown(wrong)
     )
+
+
+def _shown(value: Any) -> str:
+    return str(value) if type(value) in (int, float) else json_name(value)
 
 
 def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
@@ -220,7 +224,7 @@ def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
 
 
 def _floats(flat: List[Any], name: str, datatype: str) -> Any:
-    _check_types(flat, {int, float}, "number", name, datatype)
+    _check_types(flat, {int, float}, "1, 2.5", name, datatype)
     wide = np.array(flat, dtype=np.float64)
     if datatype == "FP64":
         return wide
