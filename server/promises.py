@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from metrics import durations
 from metrics.slo import SLO_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+_Number = TypeVar("_Number", int, float)
 
 PERCENT = (50.0, 99.999)
 """Of a promise of 100 % no error would be left to have."""
@@ -18,6 +20,20 @@ LATENCY_MS = (1.0, 60_000.0)
 WINDOW_SECONDS = (3600.0, SLO_SECONDS)
 
 
+def number(
+    kind: Callable[[str], _Number], text: str, fits: Callable[[_Number], bool], expected: str
+) -> _Number:
+    """Read a number that fits; every other text is a ValueError that says what was expected."""
+    try:
+        value = kind(text)
+    except ValueError:
+        # What Python says of it is about Python.
+        raise ValueError(expected) from None
+    if not fits(value):
+        raise ValueError(expected)
+    return value
+
+
 def by_environment(
     low: float, high: float, what: str
 ) -> Callable[[str], tuple[tuple[str, float], ...]]:
@@ -25,11 +41,12 @@ def by_environment(
 
     def parse(text: str) -> tuple[tuple[str, float], ...]:
         found: dict[str, float] = {}
+        expected = f"{what} from {low:g} to {high:g}, or some as in dev=95,prod=99"
         for part in filter(None, map(str.strip, text.split(","))):
-            name, _, number = part.rpartition("=")
-            value = float(number)
-            if not low <= value <= high or name.strip() in found:
-                raise ValueError(f"{what} from {low:g} to {high:g}, or some as in dev=95,prod=99")
+            name, _, digits = part.rpartition("=")
+            value = number(float, digits, lambda value: low <= value <= high, expected)
+            if name.strip() in found:
+                raise ValueError(expected)
             found[name.strip()] = value
         return tuple(found.items())
 
@@ -61,7 +78,4 @@ def window_text(text: str) -> str:
 
 def pause(text: str) -> float:
     """Read a number of seconds; 0 is never."""
-    seconds = float(text)
-    if not 0 <= seconds < 1e9:
-        raise ValueError("a number of seconds, or 0")
-    return seconds
+    return number(float, text, lambda value: 0 <= value < 1e9, "a number of seconds, or 0")

@@ -11,9 +11,11 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from server.errors import PersephoneError
+from server.promises import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from urllib.parse import SplitResult
 
 PREFIX = "PERSEPHONE_"
 
@@ -44,12 +46,12 @@ class SettingsError(PersephoneError):
 
 
 def flag(text: str) -> bool:
-    """Read true or false."""
+    """Read true or false, or another word for it."""
     if text.lower() in {"1", "true", "yes", "on"}:
         return True
     if text.lower() in {"0", "false", "no", "off"}:
         return False
-    raise ValueError("true or false")
+    raise ValueError("true, yes, on or 1, or else false, no, off or 0")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -59,42 +61,29 @@ def names(text: str) -> tuple[str, ...]:
 
 def positive(text: str) -> int:
     """Read a whole number above zero."""
-    value = int(text)
-    if value <= 0:
-        raise ValueError("a whole number above zero")
-    return value
+    return number(int, text, lambda value: value > 0, "a whole number above zero")
 
 
 def percent(text: str) -> int:
     """Read a share in percent."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise ValueError("a percentage from 1 to 100")
-    return value
+    expected = "a whole percentage from 1 to 100"
+    return number(int, text, lambda value: 1 <= value <= 100, expected)
 
 
 def seconds(text: str) -> float:
     """Read a number of seconds."""
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise ValueError("a number of seconds above zero")
-    return value
+    return number(float, text, lambda value: 0 < value < 1e9, "a number of seconds above zero")
 
 
 def scrape_interval(text: str) -> float:
     """Read how often figures are read; seldom enough, and they would be stale in between."""
-    value = seconds(text)
-    if value > LONGEST_SCRAPE_SECONDS:
-        raise ValueError(f"a number of seconds above zero, at most {LONGEST_SCRAPE_SECONDS:g}")
-    return value
+    expected = f"a number of seconds above zero, at most {LONGEST_SCRAPE_SECONDS:g}"
+    return number(float, text, lambda value: 0 < value <= LONGEST_SCRAPE_SECONDS, expected)
 
 
 def port(text: str) -> int:
     """Read a port; 0 takes a free one."""
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise ValueError("a port between 0 and 65535")
-    return value
+    return number(int, text, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
 
 
 def ports(text: str) -> tuple[int, int]:
@@ -116,18 +105,29 @@ def users(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _parts(address: str, expected: str) -> SplitResult:
+    """Take an address apart, if its host and port can be read."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    return parts
+
+
 def origins(text: str) -> tuple[str, ...]:
     """Read exact origins."""
     origins = names(text)
+    expected = "origins as in http://localhost:3000"
     for origin in origins:
-        parts = urlsplit(origin)
+        parts = _parts(origin, expected)
         if "*" in origin or origin == "null":
             raise ValueError(
                 "exact origins: answers carry credentials, so a wildcard or null would open "
                 "them to every page"
             )
         if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
-            raise ValueError("origins as in http://localhost:3000")
+            raise ValueError(expected)
     return tuple(origin.rstrip("/") for origin in origins)
 
 
@@ -148,13 +148,13 @@ def environments(text: str) -> tuple[str, ...]:
 def replicas(text: str) -> tuple[tuple[str, int], ...]:
     """Read ``2`` (everywhere, under the empty name) or ``dev=1,prod=4``."""
     found: dict[str, int] = {}
+    expected = f"a number from 1 to {MAX_REPLICAS}, or one for each environment as in dev=1,prod=4"
     for part in names(text):
-        name, _, number = part.rpartition("=")
-        if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS or name.strip() in found:
-            raise ValueError(
-                f"a number from 1 to {MAX_REPLICAS}, or one for each environment as in dev=1,prod=4"
-            )
-        found[name.strip()] = int(number)
+        name, _, digits = part.rpartition("=")
+        count = number(int, digits, lambda value: 1 <= value <= MAX_REPLICAS, expected)
+        if name.strip() in found:
+            raise ValueError(expected)
+        found[name.strip()] = count
     return tuple(found.items())
 
 
@@ -172,9 +172,10 @@ def choice(*allowed: str) -> Callable[[str], str]:
 def url(text: str) -> str:
     """Read an http or https address, or nothing."""
     if text:
-        parts = urlsplit(text)
+        expected = "an http:// or https:// address"
+        parts = _parts(text, expected)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
-            raise ValueError("an http:// or https:// address")
+            raise ValueError(expected)
     return text.rstrip("/")
 
 

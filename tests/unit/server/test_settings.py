@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,24 @@ def test_what_is_not_ours_is_ignored() -> None:
 def test_what_cannot_be_used_is_refused_by_name(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=name):
         Settings.from_env({name: text})
+
+
+# Where every text is a value, none is expected.
+ANY_TEXT = {"host", "data_dir", "allowed_hosts", "wheel_links", "pythons", "environments"}
+
+
+@pytest.mark.parametrize("text", ["abc", "1O", "²", "9" * 5000, "http://[x", "http://x:port"])
+@pytest.mark.parametrize(
+    "name", sorted(spec.name for spec in fields(Settings) if spec.name not in ANY_TEXT)
+)
+def test_every_reader_says_what_was_expected_and_not_what_python_says(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({f"PERSEPHONE_{name.upper()}": text})
+    said = str(raised.value)
+    _, _, expected = said.partition(" cannot be used: expected ")
+    assert expected, said
+    for word in ("literal", "convert", "int()", "float", "Invalid", "digits;", "Exceeds", "Port"):
+        assert word not in expected, said
 
 
 def test_off_loopback_predictions_need_identification_unless_opened() -> None:
