@@ -120,11 +120,14 @@ class Devices:
         if gpu_id is None:
             free = self.free(snapshot, run_id)
             return free[0].id if free else CPU
-        device = snapshot.device(gpu_id)
-        if device is None:
-            raise InvalidRequestError("gpu_unknown", value=gpu_id)
+        device = _known(snapshot, gpu_id)
         self.refuse_unfree(device, run_id)
         return device.id
+
+    async def refuse_unknown(self, gpu_id: str) -> None:
+        """Raise InvalidRequestError if there is no such GPU."""
+        if gpu_id != CPU:
+            _known(await self.snapshot(), gpu_id)
 
     def refuse_unfree(self, device: Device, run_id: str, need_bytes: int = 0) -> None:
         """Raise ConflictError with the reason if the run cannot have the device."""
@@ -221,3 +224,10 @@ def _nodes(device: Device) -> tuple[str, ...]:
         with contextlib.suppress(OSError):
             minors = MIG_MINORS.read_text(encoding="ascii")
     return device_nodes(device, minors)
+
+
+def _known(snapshot: Snapshot, gpu_id: str) -> Device:
+    device = snapshot.device(gpu_id)
+    if device is None:
+        raise InvalidRequestError("gpu_unknown", value=gpu_id)
+    return device

@@ -111,6 +111,9 @@ class Prepare:
             BusyError: too many are waiting already.
         """
         async with self._store.deciding(run.run_id):
+            if gpu_id not in {None, self._store.preparation(run.run_id).device}:
+                # First: what else is in the way would be cleared away for nothing.
+                await self._devices.refuse_unknown(gpu_id)
             made = self._store.preparation(run.run_id)
             same = gpu_id is None or gpu_id == made.device
             if made.phase is Phase.RUNNING and run.run_id in self._tasks:

@@ -144,6 +144,8 @@ async def test_a_lease_is_exclusive_from_preparation_to_stop(
                 assert answer["outputs"][0]["data"][0] == pytest.approx(5)
         other = f"/prepare/start?runId={first}&gpuId={SMALL.uuid}"
         assert await refusal(caller, "POST", other) == (409, "device_in_use_by_deployment")
+        gone = f"/prepare/start?runId={first}&gpuId=cuda:0"
+        assert await refusal(caller, "POST", gone) == (400, "gpu_unknown")
 
         world.change(BIG.uuid, utilization=71, celsius=64)
         await until_measured(caller, "DCGM_FI_DEV_GPU_TEMP{", BIG.uuid, " 64.0")

@@ -145,6 +145,11 @@ class Beliefs:
 
     def start_preparation(self, run_id: str, gpu: str | None) -> Answer:
         run = self.runs[run_id]
+        if gpu not in {None, CPU, run.device, *self.cards}:
+            return Answer(400, "gpu_unknown")
+        return self._start_preparation(run_id, run, gpu)
+
+    def _start_preparation(self, run_id: str, run: Run, gpu: str | None) -> Answer:
         is_same = gpu is None or gpu == run.device
         if run.phase is Phase.RUNNING:
             return OK if is_same else Answer(409, "preparation_under_way")
