@@ -90,7 +90,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
         "upload",
         Both("Загрузить артефакт", "Upload an artifact"),
         "Upload",
-        errors="400 401 403 408 413 415 429 507",
+        errors="415 429",
         security=" session token",
         description=Both(
             "zip, tar, tar.gz, onnx, pt, pt2, pkl или joblib; вид определяется по содержимому.",
@@ -107,7 +107,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Начать подготовку", "Start the preparation"),
                 "PrepareStatus",
                 [run, gpu],
-                errors="400 401 403 404 409 429 507",
+                errors="404 409 429",
             )
         },
         "/prepare/status": {
@@ -134,7 +134,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Развернуть модель", "Deploy the model"),
                 "DeployStatus",
                 [run, env, replicas],
-                errors="400 401 403 404 409 429 507",
+                errors="404 409 429",
             )
         },
         "/deploy/status": {
@@ -153,7 +153,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Остановить развёртывание", "Stop the deployment"),
                 "DeployStatus",
                 [run, env],
-                errors="400 401 403 404 409 507",
+                errors="404 409",
             )
         },
         **monitoring(_operation, run, narrowed, name),
@@ -165,7 +165,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                     Both("Запуски этой сессии", "Runs of this session, newest first"),
                     "RunList",
                     [after],
-                    errors="400 401 403",
+                    errors="",
                     security=" session token",
                 )
             )
@@ -176,7 +176,7 @@ def _pipeline(settings: Settings) -> dict[str, Any]:
                 Both("Удалить запуск", "Delete a run and its deployments"),
                 "RunDeleted",
                 [name],
-                errors="400 401 403 404 507",
+                errors="404",
             )
         },
     }
@@ -187,14 +187,14 @@ def _tokens() -> dict[str, Any]:
         "createToken",
         Both("Создать токен для программы", "Make a token for a program"),
         "TokenMade",
-        errors="400 401 403 404 408 409 413",
+        errors="404 409",
         curl='curl -b cookies {base}/tokens -d \'{"name": "ci", "scope": "api"}\'',
     )
     create["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": ref("TokenWish")}},
     }
-    made = _operation("listTokens", Both("Токены", "Tokens"), "TokenList", errors="400 401 403")
+    made = _operation("listTokens", Both("Токены", "Tokens"), "TokenList", errors="")
     ended = _operation(
         "revokeToken",
         Both("Отозвать токен", "Revoke a token"),
@@ -214,15 +214,15 @@ def _inference(settings: Settings) -> dict[str, Any]:
 
     def get(operation_id: str, summary: Both, schema: str, path: str) -> dict[str, Any]:
         # A replica answers where a model is named, the service itself elsewhere.
-        errors = "400 401 403 404 413 503 504" if "{name}" in path else "400 401 403"
+        is_of_model = "{name}" in path
         operation = _operation(
             operation_id,
             summary,
             schema,
             of(path),
             tag="inference",
-            errors=errors,
-            security=" session token",
+            errors="404 413 503 504" if is_of_model else "",
+            security=" session token" if is_of_model else None,
         )
         return {path: {"get": operation}}
 
@@ -251,7 +251,7 @@ def _infer(operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any
         "InferenceResponse",
         parameters,
         tag="inference",
-        errors="400 401 403 404 408 413 415 422 500 503 504",
+        errors="404 413 415 422 500 503 504",
         security=" session token",
         curl="curl -b cookies -H 'Content-Type: application/json' {base}{path} -d "
         '\'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[5.1,3.5,1.4,0.2]}]}\'',
@@ -288,14 +288,12 @@ def _service() -> dict[str, Any]:
             "metrics",
             Both("Показатели сервиса", "The service's figures"),
             media="text/plain",
-            errors="401 403",
             security=" token",
         ),
         "/sd": get(
             "discovery",
             Both("Цели для Prometheus", "Targets for Prometheus"),
             schema="Discovery",
-            errors="401 403",
             security=" token",
         ),
         "/sd/replicas/{target}/metrics": get(
@@ -303,7 +301,7 @@ def _service() -> dict[str, Any]:
             Both("Показатели одной реплики", "One replica's figures"),
             media="text/plain",
             parameters=[target],
-            errors="401 403 404 503",
+            errors="404 503",
             security=" token",
         ),
         "/openapi.json": get(
@@ -328,7 +326,7 @@ def _operation(
 ) -> dict[str, Any]:
     """Describe one operation; an empty word in ``security`` says that it needs none."""
     if errors is None:
-        errors = "400 401 403 404" if tag == "pipeline" else ""
+        errors = "404" if tag == "pipeline" else ""
     if security is None and tag == "pipeline":
         security = "session token"
     kind = "InferenceError" if tag == "inference" else "Error"

@@ -11,6 +11,11 @@ from server.api.security import SAFE_METHODS
 # What the edge may refuse before any handler sees the request.
 _OF_EVERY_REQUEST = ("400", "408", "417", "421", "431")
 _OF_EVERY_CHANGE = ("403",)
+# A token may be good for nothing, wherever one is read.
+_OF_EVERY_CALLER = ("401", "403")
+# What somebody changes is written down first, on a disk that may be full or fail.
+_OF_EVERY_KEPT_CHANGE = ("503", "507")
+_OF_EVERY_BODY = ("413",)
 # One that comes with Retry-After.
 _LATER = frozenset({"429", "503"})
 
@@ -72,7 +77,7 @@ def json_answer(schema: dict[str, Any], description: Both) -> dict[str, Any]:
 
 
 def complete_answers(paths: dict[str, Any]) -> None:
-    """Add to every operation of ``paths`` what the edge answers before its handler is asked.
+    """Add to every operation of ``paths`` what the edge and all operations of its kind may answer.
 
     ``default`` stands for what nobody foresees, above all a fault of the service itself.
     """
@@ -82,7 +87,7 @@ def complete_answers(paths: dict[str, Any]) -> None:
             kind = "InferenceError" if "inference" in operation["tags"] else "Error"
             good = {status: answer for status, answer in answers.items() if status[0] == "2"}
             others = {status: answers[status] for status in answers.keys() - good}
-            for status in _of_the_edge(method):
+            for status in (*_of_the_edge(method), *_of_its_kind(method, operation)):
                 others.setdefault(status, {"$ref": ""})
             for status, answer in others.items():
                 if "$ref" in answer:
@@ -97,3 +102,12 @@ def complete_answers(paths: dict[str, Any]) -> None:
 def _of_the_edge(method: str) -> tuple[str, ...]:
     is_change = method.upper() not in SAFE_METHODS
     return (*_OF_EVERY_REQUEST, *(_OF_EVERY_CHANGE if is_change else ()), "default")
+
+
+def _of_its_kind(method: str, operation: dict[str, Any]) -> tuple[str, ...]:
+    is_kept = method.upper() not in SAFE_METHODS and "inference" not in operation["tags"]
+    return (
+        *(_OF_EVERY_CALLER if "security" in operation else ()),
+        *(_OF_EVERY_KEPT_CHANGE if is_kept else ()),
+        *(_OF_EVERY_BODY if "requestBody" in operation else ()),
+    )

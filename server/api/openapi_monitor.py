@@ -54,7 +54,6 @@ def monitoring(
         Both("Задать цели уровня обслуживания запуска", "Set the run's service level objectives"),
         "Objectives",
         [run_in_path],
-        errors="400 403 404 408 413",
         curl="curl -b cookies -X PUT {base}{path} -d "
         '\'{"objectives":{"prod":{"availability":99.95,"window":"7d"}}}\'',
     )
@@ -73,7 +72,6 @@ def monitoring(
         Both("Вернуть цели из настроек", "Go back to the objectives of the settings"),
         "Objectives",
         [run_in_path],
-        errors="400 403 404",
     )
     return {
         "/monitor/summary": {"get": tagged(summary)},

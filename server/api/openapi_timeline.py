@@ -45,7 +45,7 @@ def timeline(operation: Callable[..., _Operation], run_in_path: _Operation) -> d
         Both("События запуска", "What happened to a run"),
         "EventList",
         [run_in_path, _query("after", {**number, "maximum": MOST_SEQUENCE})],
-        errors="400 401 403 404 429",
+        errors="404 429",
         description=Both(
             "С Accept: text/event-stream — поток событий (server-sent events), который "
             "продолжается; Last-Event-ID продолжает с места обрыва.",
@@ -63,7 +63,7 @@ def timeline(operation: Callable[..., _Operation], run_in_path: _Operation) -> d
             _query("lines", {**number, "maximum": MOST_LINES}),
             _query("follow", {"type": "boolean"}),
         ],
-        errors="400 401 403 404 429",
+        errors="404 429",
         description=Both(
             "С Accept: application/x-ndjson — по объекту JSON в строке; follow=true продолжает "
             "новыми строками.",

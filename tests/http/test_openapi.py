@@ -79,6 +79,23 @@ def test_every_answer_says_what_it_means_and_changes_may_be_refused_to_foreign_p
             assert later == (status in {"429", "503"} and "$ref" in answer), (method, path, status)
 
 
+def test_who_is_asked_for_a_token_may_have_a_bad_one_and_a_change_may_find_no_room() -> None:
+    asked = 0
+    for path, method, made in operations():
+        answers, where = set(made["responses"]), (method, path)
+        if "security" in made:
+            asked += 1
+            assert {"401", "403"} <= answers, where
+        if method != "get" and "inference" not in made["tags"]:
+            assert {"503", "507"} <= answers, where
+        if "requestBody" in made:
+            assert {"408", "413"} <= answers, where
+        # A run, a token or a model that is named may be somebody else's; environments are known.
+        names = {one["name"] for one in made.get("parameters", []) if one["required"]}
+        assert not names - {"env"} or "404" in answers, where
+    assert asked > len(document(Settings())["paths"]) / 2
+
+
 def test_every_reference_leads_somewhere() -> None:
     made = document(Settings())
     for found in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(made)):

@@ -306,3 +306,29 @@ async def test_no_secret_stands_in_any_log_nor_file(service: Service, session: C
     for file in service.data_dir.rglob("*"):
         if file.is_file():
             assert token.encode() not in file.read_bytes(), file
+
+
+async def test_a_token_that_is_none_is_refused_just_where_the_document_says_that_one_is_read(
+    session: Caller,
+) -> None:
+    run_id = (await session.get("/runs"))["runs"][0]["runId"]
+    values = {"env": "dev", "name": "iris", "version": "1", "target": "a.b", "id": run_id}
+    values["runId"] = run_id
+    wishes = {"createToken": {"name": "x", "scope": "api"}, "replaceObjectives": {"objectives": {}}}
+    document = await session.get("/openapi.json")
+    wrong = []
+    for path, item in document["paths"].items():
+        for method, made in item.items():
+            query = {one["name"] for one in made.get("parameters", []) if one["in"] == "query"}
+            async with session.http.request(
+                method,
+                session.url + path.format_map(values),
+                params={name: values[name] for name in query & values.keys()},
+                json=wishes.get(made["operationId"]),
+                headers=bearer("psk_nothing"),
+                allow_redirects=False,
+            ) as answer:
+                is_read = answer.status == 401
+                if is_read != ("security" in made) or str(answer.status) not in made["responses"]:
+                    wrong.append((method, path, answer.status))
+    assert wrong == []
