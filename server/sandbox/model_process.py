@@ -78,6 +78,8 @@ def _environment(process: ModelProcess) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(process.threads),
+        # onnxruntime from 1.29 on would tell its maker about models, and log that it cannot.
+        "ORT_DISABLE_TELEMETRY": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": process.gpu,
     }

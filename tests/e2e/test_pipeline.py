@@ -116,6 +116,10 @@ async def test_an_onnx_file_answers_what_onnxruntime_answers(
     _, status = await caller.ship(content, name="model.onnx")
 
     await assert_predicts(caller, status, {"x": rows}, json.loads(told))
+    # It would tell its maker about the model, and log that nothing lets it.
+    async with caller.http.get(f"{caller.url}/runs/{status['runId']}/logs") as logs:
+        assert logs.status == 200
+        assert "telemetry" not in (await logs.text()).lower()
 
 
 async def test_every_step_is_shown_from_before_the_start_to_the_end(caller: Caller) -> None:
