@@ -60,6 +60,7 @@ def routes(reference: Reference) -> Iterable[web.RouteDef]:
         get("/metrics", system.metrics),
         get("/sd", system.discovery_of_replicas),
         get("/sd/replicas/{target}/metrics", system.replica_metrics),
+        get("/", reference.home),
         get("/openapi.json", reference.openapi),
         get("/docs", reference.docs),
         get("/{env}/v2", inference.server_metadata),

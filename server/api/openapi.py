@@ -280,8 +280,15 @@ def _service() -> dict[str, Any]:
     ready["get"]["responses"]["503"] = json_answer(
         ref("Readiness"), Both("Не готов: почему", "Not ready, and why")
     )
+    home = get("home", Both("К этой странице", "To this page"))
+    del home["get"]["responses"]["200"]
+    home["get"]["responses"]["302"] = {
+        "description": Both("К описанию API", "To the description of the API"),
+        "headers": {"Location": {"required": True, "schema": {"type": "string", "const": "docs"}}},
+    }
     target = _parameter("target", {"type": "string", "pattern": TARGET_PATTERN}, where="path")
     return {
+        "/": home,
         "/healthz": get("health", Both("Жив ли сервис", "Alive"), schema="Health", errors=""),
         "/readyz": ready,
         "/metrics": get(

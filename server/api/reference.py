@@ -41,6 +41,11 @@ class Reference:
         """``GET /openapi.json``."""
         return reply(self._documents[language_of(request)])
 
+    async def home(self, _request: web.Request) -> web.Response:
+        """``GET /``: whoever opens the service's address wants to know what it is."""
+        # Relative, for proxies that put a path before ours.
+        return web.Response(status=302, headers={"Location": "docs"})
+
     async def docs(self, _request: web.Request) -> web.Response:
         """``GET /docs``."""
         headers = {

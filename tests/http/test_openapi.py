@@ -39,7 +39,7 @@ def test_every_operation_has_an_id_of_its_own_and_an_error() -> None:
     assert len(set(ids)) == len(ids)
     for path, method, made in operations():
         assert "default" in made["responses"], (method, path)
-        assert "200" in made["responses"], (method, path)
+        assert ("302" if path == "/" else "200") in made["responses"], (method, path)
 
 
 def test_every_placeholder_of_a_path_is_a_parameter() -> None:
@@ -124,6 +124,7 @@ async def test_document_and_page_are_served() -> None:
     added = [
         web.get("/openapi.json", reference.openapi),
         web.get("/docs", reference.docs),
+        web.get("/", reference.home),
     ]
     async with running(routes=added) as toy:
         async with toy.client.get(toy.url("/openapi.json")) as response:
@@ -137,3 +138,7 @@ async def test_document_and_page_are_served() -> None:
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
             assert "'sha256-" in policy
+        async with toy.client.get(toy.url("/"), allow_redirects=False) as response:
+            assert response.status == 302
+        async with toy.client.get(toy.url("/")) as response:
+            assert (response.status, response.url.path) == (200, "/docs")
