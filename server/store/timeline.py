@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from server.records import SERVICE, Actor, Deployment, Event, Preparation, Run, Text, now
+from server.scrubbing import LIMIT
 from server.states import Phase, Wanted
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 # A model's process may have made them up, and an event is kept for as long as its run.
 _REASON_CHARS = 2000
 # As much of one as a sentence has room for.
-_VALUE_CHARS = 160
+_VALUE_CHARS = LIMIT
 _ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 
 
