@@ -242,12 +242,28 @@ class Judge:
             and told.prepared.get("phase") == "Succeeded"
             and told.prepared["device"] in self._client.cards
             # It keeps its GPU until it is first deployed, and while that is wanted or serves.
-            and (not told.rollouts or any(one.holds for one in told.rollouts.values()))
+            and (
+                not told.rollouts
+                or any(one.holds for one in told.rollouts.values())
+                or self._stands_in(told)
+            )
         }
         probe = self._client.probe
         offered = await self._caller.get(f"/prepare/gpus?runId={probe}")
         taken = set(self._client.cards) - {option["id"] for option in offered}
         return "" if taken == must else f"taken {taken}, should be {must}"
+
+    def _stands_in(self, told: Told) -> bool:
+        """Whether it still serves where a newer run of its model could not take over."""
+        newer = [
+            other.rollouts[environment].told
+            for environment, one in told.rollouts.items()
+            for other in self._client.runs.values()
+            if one.replaced and other.model == told.model and environment in other.rollouts
+        ]
+        return any(
+            body.get("servingVersion", body["version"]) != body["version"] for body in newer if body
+        )
 
     async def _processes_fit(self) -> str:
         wanted = sum(
