@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from babel.messages.pofile import read_po
 
-from server.scrubbing import CONTROLS, LIMIT
+from server.scrubbing import CONTROLS, LIMIT, without_full_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,6 +76,8 @@ class Messages:
         template = texts.get(code)
         if template is not None:
             values = {name: _clean(value) for name, value in params.items()} if params else {}
+            if "evidence" in values:
+                values["evidence"] = without_full_stop(str(values["evidence"]))
             for name in _IN_WORDS.get(code, ()):
                 values[name] = _worded(str(values.get(name, "")), self._words[spoken])
             try:

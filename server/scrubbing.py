@@ -93,6 +93,11 @@ def scrubbed(text: str) -> str:
     return text if len(text) <= LIMIT else text[: LIMIT - 1] + "…"
 
 
+def without_full_stop(evidence: str) -> str:
+    """Return what was said, fit to stand before the full stop of a sentence of ours."""
+    return evidence.rstrip(". ")
+
+
 def without_paths(text: str) -> str:
     """Return a line without secrets, and with the names of files in place of their paths."""
     return _scrubbed(text, keeps_names=True)

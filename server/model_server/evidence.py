@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Optional
 
-from server.scrubbing import scrubbed
+from server.scrubbing import scrubbed, without_full_stop
 
 _CAUSES = 8
 # What onnxruntime, torch, CUDA and C++ say; none of them raises Python's own error.
@@ -73,7 +73,7 @@ def one_line(error: BaseException) -> str:
     if "TorchScript" in chosen or chosen.startswith("Traceback"):
         chosen = lines[-1]
     chosen = _PREAMBLE.sub(_node, chosen[:_LOOKED_AT], count=1)
-    return scrubbed(f"{type(error).__name__}: {chosen}").rstrip(".")
+    return without_full_stop(scrubbed(f"{type(error).__name__}: {chosen}"))
 
 
 def _node(found: re.Match[str]) -> str:

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
+from server.scrubbing import LIMIT, without_full_stop
+
 logger = logging.getLogger(__name__)
 
 DOMAIN = "persephone"
@@ -15,7 +17,6 @@ LOCALE = Path(__file__).resolve().parent.parent / "locale"
 """Compiled catalogues of the generated tree."""
 
 _TEXT_LIMIT = 600
-_PARAM_LIMIT = 160
 _REMEMBERED = 256
 
 
@@ -59,7 +60,9 @@ class Messages:
     ) -> str:
         """Return the sentence of a code, 600 characters at most."""
         sentence = self._catalogues[self._language(accept_language)].gettext(code)
-        shown = {key: _cut(str(value), _PARAM_LIMIT) for key, value in params.items()}
+        shown = {key: _cut(str(value), LIMIT) for key, value in params.items()}
+        if "evidence" in shown:
+            shown["evidence"] = without_full_stop(shown["evidence"])
         try:
             sentence = sentence.format_map(shown)
         except (KeyError, IndexError, ValueError):

@@ -12,6 +12,7 @@ from babel.messages.pofile import read_po
 from server.artifacts import recognise as recognise_module
 from server.artifacts.recognise import recognise
 from server.messages import LANGUAGES, LOCALE_DIR, MAX_LENGTH, Messages, preferred_language
+from tests.support.model_replica import compiled_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +113,17 @@ def test_the_words_are_those_that_files_are_told_by() -> None:
 def test_text_of_a_user_is_never_taken_as_a_format() -> None:
     text = Messages().render("run_id_malformed", {"value": "{0.__class__}{known}%s"}, "en")
     assert "{0.__class__}{known}%s" in text
+
+
+def test_what_was_said_is_told_whole_and_its_full_stop_once(tmp_path: Path) -> None:
+    said = "Fail: " + "x" * 200 + " 2 by 3"
+    for evidence in (said, f"{said}.", f"{said}. ."):
+        params = {"evidence": evidence}
+        for text in (
+            Messages().render("model_raised", params, "en"),
+            compiled_messages(tmp_path / str(len(evidence))).text("model_raised", params, "en"),
+        ):
+            assert f": {said}. Check " in text
 
 
 @pytest.mark.parametrize("language", ["ru", "en", None, "xx"])
