@@ -31,7 +31,12 @@ MAX_VALUE_LENGTH = LIMIT
 LOCALE_DIR = Path(__file__).parent / "locale"
 
 # Parameters whose values are words of ours; in all others they are names, or what a user wrote.
-_IN_WORDS = {"artifact_type_unsupported": ("found",)}
+_IN_WORDS = {
+    "artifact_type_unsupported": ("found",),
+    "field_malformed": ("expected", "found"),
+    "field_missing": ("expected",),
+    "tensor_value": ("expected", "found"),
+}
 _CONTROL = re.compile(rf"[\t{CONTROLS}]+")
 _RANGE = re.compile(
     r"\s*(?P<tag>[A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]{1,64})?\s*(?:;\s*q=(?P<q>[01](?:\.\d{0,3})?)\s*)?"

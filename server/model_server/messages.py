@@ -16,6 +16,13 @@ LANGUAGES = ("ru", "en")
 LOCALE = Path(__file__).resolve().parent.parent / "locale"
 """Compiled catalogues of the generated tree."""
 
+IN_WORDS = {
+    "field_malformed": ("expected", "found"),
+    "field_missing": ("expected",),
+    "tensor_value": ("expected", "found"),
+}
+"""Parameters whose values are words of ours, which the catalogues have too, by code."""
+
 _TEXT_LIMIT = 600
 _REMEMBERED = 256
 
@@ -59,8 +66,13 @@ class Messages:
         self, code: str, params: Mapping[str, Any], accept_language: Optional[str] = None
     ) -> str:
         """Return the sentence of a code, 600 characters at most."""
-        sentence = self._catalogues[self._language(accept_language)].gettext(code)
+        catalogue = self._catalogues[self._language(accept_language)]
+        sentence = catalogue.gettext(code)
         shown = {key: _cut(str(value), LIMIT) for key, value in params.items()}
+        for name in IN_WORDS.get(code, ()):
+            # Of an empty text gettext returns the head of the catalogue.
+            if shown.get(name):
+                shown[name] = catalogue.gettext(shown[name])
         if "evidence" in shown:
             shown["evidence"] = without_full_stop(shown["evidence"])
         try:

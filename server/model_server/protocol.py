@@ -65,6 +65,8 @@ class InferCodec:
         try:
             request = orjson.loads(data[:length])
         except orjson.JSONDecodeError as error:
+            if not body.strip():
+                raise BadInputError("request_empty") from None
             raise BadInputError("request_not_json", line=error.lineno, column=error.colno) from None
         if not isinstance(request, dict):
             raise _malformed("request", "object", request)
@@ -106,7 +108,7 @@ class InferCodec:
 
     def _named_inputs(self, request: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
         if not isinstance(request.get("inputs"), list):
-            raise _malformed("inputs", "array", request.get("inputs"))
+            raise tensors.malformed(request, "inputs", "array")
         given: Dict[str, Dict[str, Any]] = {}
         for entry in _named(request, "inputs"):
             name = entry["name"]
@@ -254,7 +256,7 @@ def _named(holder: Mapping[str, Any], field: str) -> List[Dict[str, Any]]:
         if not isinstance(entry, dict):
             raise _malformed(f"{field}[{index}]", "object", entry)
         if not isinstance(entry.get("name"), str):
-            raise _malformed(f"{field}[{index}].name", "string", entry.get("name"))
+            raise tensors.malformed(entry, "name", "string", f"{field}[{index}].")
         entries.append(entry)
     return entries
 
@@ -271,7 +273,7 @@ def _parameters(entry: Mapping[str, Any], field: str) -> Mapping[str, Any]:
 def _flag(parameters: Mapping[str, Any], name: str, field: str) -> Optional[bool]:
     value = parameters.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _malformed(f"{field}.{name}", "true, false", value)
+        raise _malformed(f"{field}.{name}", "true or false", value)
     return value
 
 
@@ -284,7 +286,7 @@ def _form(entry: Mapping[str, Any], usual: Form) -> Form:
     if classes is None:
         classes = 0
     elif type(classes) is not int or classes < 1:
-        raise _malformed(f"{field}.classification", "1, 2, 3", classes)
+        raise _malformed(f"{field}.classification", "whole number above 0", classes)
     return Form(usual.is_binary if is_binary is None else is_binary, classes)
 
 
@@ -296,7 +298,7 @@ def _refuse_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
 
 def _check_size(name: str, tensor: Mapping[str, Any], size: Any, left: int) -> None:
     if type(size) is not int or size < 0:
-        raise _malformed(f"inputs[{name}].parameters.binary_data_size", "0, 1, 2", size)
+        raise _malformed(f"inputs[{name}].parameters.binary_data_size", "whole number", size)
     # Null is how some clients write the data of a tensor that has no bytes.
     if tensor.get("data") is not None:
         raise BadInputError("binary_data_twice", tensor=name)

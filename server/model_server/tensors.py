@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 from itertools import chain
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -43,6 +43,17 @@ def json_name(value: Any) -> str:
     return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
+def malformed(
+    holder: Mapping[str, Any], field: str, expected: str, place: str = ""
+) -> BadInputError:
+    """Say that a field is not what was expected, or that it is not there; ``place`` is where."""
+    if field not in holder:
+        return BadInputError("field_missing", field=place + field, expected=expected)
+    return BadInputError(
+        "field_malformed", field=place + field, expected=expected, found=json_name(holder[field])
+    )
+
+
 def shape_text(shape: Optional[Sequence[int]]) -> str:
     """Write a shape as the metadata does, ``[-1, 4]``; an unknown rank is ``[...]``."""
     return "[...]" if shape is None else str(list(shape))
@@ -67,7 +78,7 @@ def decode(
     datatype, shape = declared(tensor, spec, also=also)
     flat = _flat(tensor, spec.name, shape)
     if datatype == "BOOL":
-        _check_types(flat, {bool}, "true, false", spec.name, datatype)
+        _check_types(flat, {bool}, "true or false", spec.name, datatype)
         array = np.array(flat, dtype=bool)
     elif datatype in FLOATS:
         array = _floats(flat, spec.name, datatype)
@@ -106,12 +117,7 @@ def declared(
 def _checked_datatype(tensor: Dict[str, Any], spec: TensorSpec, also: Sequence[str]) -> str:
     datatype = tensor.get("datatype")
     if not isinstance(datatype, str):
-        raise BadInputError(
-            "field_malformed",
-            field=f"inputs[{spec.name}].datatype",
-            expected=spec.datatype,
-            found=json_name(datatype),
-        )
+        raise malformed(tensor, "datatype", spec.datatype, f"inputs[{spec.name}].")
     if datatype != spec.datatype and datatype not in also:
         raise BadInputError(
             "tensor_datatype", tensor=spec.name, expected=spec.datatype, found=datatype
@@ -133,12 +139,7 @@ def _shape_error(spec: TensorSpec, shape: Sequence[Any]) -> BadInputError:
 def _checked_shape(tensor: Dict[str, Any], spec: TensorSpec) -> Tuple[int, ...]:
     shape = tensor.get("shape")
     if not isinstance(shape, list):
-        raise BadInputError(
-            "field_malformed",
-            field=f"inputs[{spec.name}].shape",
-            expected=shape_text(spec.shape),
-            found=json_name(shape),
-        )
+        raise malformed(tensor, "shape", shape_text(spec.shape), f"inputs[{spec.name}].")
     sizes = spec.shape
     if sizes is None:
         sizes = (-1,) * min(len(shape), _MAX_RANK)
@@ -155,12 +156,7 @@ def _flat(tensor: Dict[str, Any], name: str, shape: Tuple[int, ...]) -> List[Any
     if not isinstance(data, list):
         # Only a scalar may come without a list around it.
         if shape or "data" not in tensor or isinstance(data, (dict, type(None))):
-            raise BadInputError(
-                "field_malformed",
-                field=f"inputs[{name}].data",
-                expected="array",
-                found=json_name(data),
-            )
+            raise malformed(tensor, "data", "array", f"inputs[{name}].")
         data = [data]
     if data and isinstance(data[0], list):
         data = _unnested(data, name, shape)
@@ -224,7 +220,7 @@ def _range_error(name: str, datatype: str, found: Any) -> BadInputError:
 
 
 def _floats(flat: List[Any], name: str, datatype: str) -> Any:
-    _check_types(flat, {int, float}, "1, 2.5", name, datatype)
+    _check_types(flat, {int, float}, "numbers", name, datatype)
     wide = np.array(flat, dtype=np.float64)
     if datatype == "FP64":
         return wide
@@ -242,7 +238,7 @@ def _integers(flat: List[Any], name: str, datatype: str) -> Any:
         huge = [value for value in flat if type(value) is float and abs(value) >= 2.0**63]
         if huge:
             raise _range_error(name, datatype, huge[0])
-    _check_types(flat, {int}, "1, 2, 3", name, datatype)
+    _check_types(flat, {int}, "whole numbers", name, datatype)
     limits = np.iinfo(numpy_dtype(datatype))
     if flat:
         for extreme in (min(flat), max(flat)):
@@ -252,14 +248,18 @@ def _integers(flat: List[Any], name: str, datatype: str) -> Any:
 
 
 def _bytes(flat: List[Any], name: str, content_type: str) -> Any:
-    _check_types(flat, {str}, "string", name, "BYTES")
+    _check_types(flat, {str}, "strings", name, "BYTES")
     array: Any = np.empty(len(flat), dtype=object)
     if content_type == BASE64:
         try:
             array[:] = [base64.b64decode(text, validate=True) for text in flat]
         except (binascii.Error, ValueError):
             raise BadInputError(
-                "tensor_value", tensor=name, datatype="BYTES", expected="base64", found="string"
+                "tensor_value",
+                tensor=name,
+                datatype="BYTES",
+                expected="strings of base64",
+                found="string",
             ) from None
     else:
         array[:] = [text.encode() for text in flat]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from babel.messages.pofile import read_po
 
+from server import messages as service_messages
 from server.artifacts import recognise as recognise_module
 from server.artifacts.recognise import recognise
 from server.messages import LANGUAGES, LOCALE_DIR, MAX_LENGTH, Messages, preferred_language
+from server.model_server import messages as model_messages
+from server.model_server import protocol, tensors
 from tests.support.model_replica import compiled_messages
 
 if TYPE_CHECKING:
@@ -102,12 +105,55 @@ def test_what_a_file_is_is_said_in_the_readers_language(head: bytes, ru: str, en
     assert f" it is {en}." in said["en"]
 
 
-def test_the_words_are_those_that_files_are_told_by() -> None:
+def test_the_words_are_those_that_files_and_fields_are_told_by() -> None:
     words = {name: texts for _, name, texts in catalogues() if name == "words"}["words"]
-    source = Path(recognise_module.__file__).read_text()
+    modules = (recognise_module, protocol, tensors)
+    source = "".join(Path(module.__file__).read_text() for module in modules)
     assert [word for word in words if word not in source] == []
     # What a user wrote is no word of ours.
     assert "«text»" in Messages().render("model_unknown", {"found": "text", "expected": "x"}, "ru")
+
+
+@pytest.mark.parametrize(
+    ("code", "params", "ru", "en"),
+    [
+        (
+            "tensor_value",
+            {"tensor": "x", "datatype": "INT64", "expected": "whole numbers", "found": "1.5"},
+            "ожидаются целые числа, получено: 1.5.",
+            "expected whole numbers, got 1.5.",
+        ),
+        (
+            "tensor_value",
+            {"tensor": "number", "datatype": "FP32", "expected": "numbers", "found": "boolean"},
+            "«number» типа FP32: ожидаются числа, получено: логическое значение.",
+            "expected numbers, got boolean.",
+        ),
+        (
+            "field_malformed",
+            {"field": "inputs", "expected": "array", "found": "null"},
+            "Поле inputs: ожидается массив, получено: null.",
+            "Field inputs: expected array, got null.",
+        ),
+        (
+            "field_missing",
+            {"field": "inputs", "expected": "array"},
+            "Нет поля inputs: ожидается массив.",
+            "Field inputs is missing: expected array.",
+        ),
+    ],
+)
+def test_what_a_field_holds_is_said_in_the_readers_language(
+    tmp_path: Path, code: str, params: dict[str, str], ru: str, en: str
+) -> None:
+    in_a_model = compiled_messages(tmp_path)
+    for language, said in (("ru", ru), ("en", en)):
+        assert said in Messages().render(code, params, language)
+        assert said in in_a_model.text(code, params, language)
+
+
+def test_both_processes_know_the_same_words_of_fields() -> None:
+    assert model_messages.IN_WORDS.items() <= service_messages._IN_WORDS.items()
 
 
 def test_text_of_a_user_is_never_taken_as_a_format() -> None:

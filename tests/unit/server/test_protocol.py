@@ -242,7 +242,6 @@ def test_missing_extra_and_repeated_inputs_are_named() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"",
         b"{",
         b"\xff\xfe",
         b'{"inputs": [NaN]}',
@@ -255,26 +254,30 @@ def test_what_is_no_json_is_refused(text: bytes) -> None:
     assert refused(text).code == "request_not_json"
 
 
+@pytest.mark.parametrize("text", [b"", b" \r\n"])
+def test_an_empty_body_is_called_so(text: bytes) -> None:
+    assert refused(text).code == "request_empty"
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [
         (b"[]", "request"),
         (b"null", "request"),
-        (b"{}", "inputs"),
         (b'{"inputs": {}}', "inputs"),
         (b'{"inputs": [1]}', "inputs[0]"),
         (b'{"inputs": [{"name": 1}]}', "inputs[0].name"),
-        (b'{"inputs": [{"name": "x"}]}', "inputs[x].datatype"),
-        (b'{"inputs": [{"name": "x", "datatype": "FP32"}]}', "inputs[x].shape"),
+        (b'{"inputs": null}', "inputs"),
+        (b'{"inputs": [{"name": "x", "datatype": null}]}', "inputs[x].datatype"),
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": 1}]}', "inputs[x].shape"),
-        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1,2]}]}', "inputs[x].data"),
+        (body(tensor(None, [1, 2])), "inputs[x].data"),
         (body(tensor("ab", [1, 2])), "inputs[x].data"),
         (body(tensor(1, [1, 2])), "inputs[x].data"),
         (body(tensor([1, 2], [1, 2], parameters=[])), "inputs[x].parameters"),
         (body(tensor([1, 2], [1, 2]), id=5), "id"),
         (body(tensor([1, 2], [1, 2]), outputs={}), "outputs"),
         (body(tensor([1, 2], [1, 2]), outputs=["y"]), "outputs[0]"),
-        (body(tensor([1, 2], [1, 2]), outputs=[{}]), "outputs[0].name"),
+        (body(tensor([1, 2], [1, 2]), outputs=[{"name": 1}]), "outputs[0].name"),
     ],
 )
 def test_a_malformed_field_is_named(text: bytes, field: str) -> None:
@@ -282,6 +285,30 @@ def test_a_malformed_field_is_named(text: bytes, field: str) -> None:
     if field != "request" and error.code != "field_malformed":
         pytest.fail(f"{error.code} {error.params}")
     assert error.params["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "expected"),
+    [
+        (b"{}", "inputs", "array"),
+        (b'{"instances": [[1, 2]]}', "inputs", "array"),
+        (b'{"inputs": [{}]}', "inputs[0].name", "string"),
+        (b'{"inputs": [{"name": "x"}]}', "inputs[x].datatype", "FP32"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32"}]}', "inputs[x].shape", "[-1, 2]"),
+        (
+            b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1,2]}]}',
+            "inputs[x].data",
+            "array",
+        ),
+        (body(tensor([1, 2], [1, 2]), outputs=[{}]), "outputs[0].name", "string"),
+    ],
+)
+def test_a_field_that_is_not_there_is_called_missing(
+    text: bytes, field: str, expected: str
+) -> None:
+    error = refused(text)
+    assert error.code == "field_missing"
+    assert error.params == {"field": field, "expected": expected}
 
 
 def test_fields_that_may_be_left_out_may_be_null() -> None:
