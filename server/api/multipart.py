@@ -101,6 +101,8 @@ class UploadForm:
                 break
         text = value.decode("utf-8", "replace")
         if not MODEL_NAME.fullmatch(text):
+            if event.file_name:
+                raise InvalidRequestError("model_name_is_file")
             raise InvalidRequestError("model_name_malformed", value=text)
         self.model = text
 

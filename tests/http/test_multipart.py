@@ -136,6 +136,8 @@ async def test_a_file_name_is_made_fit_to_be_shown(disposition: str, name: str) 
         (form(field("model", b"x" * 5000), part(b"x")), "model_name_malformed"),
         (form(field("model", b"\xff"), part(b"x")), "model_name_malformed"),
         (form(part(b"x"), field("model", b"-a")), "model_name_malformed"),
+        (form(part(b"\x08\x07" * 9, "form-data; name=model; filename=m.onnx")), "model_name_is_file"),
+        (form(part(b"\x80" * 5000, "form-data; name=model; filename=m.onnx")), "model_name_is_file"),
         (form(field("model", b"a"), part(b"x"), field("model", b"a")), "parameter_repeated"),
     ],
 )  # fmt: skip

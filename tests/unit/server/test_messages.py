@@ -77,7 +77,7 @@ def test_parameters_are_filled_in_on_one_line_and_bounded() -> None:
     text = messages.render(
         "env_unknown", {"value": "a\r\nb\x00c\u2028\u202ed", "known": ("x", "y")}, "en"
     )
-    assert text == "There is no environment a b c d. Give the parameter env one of: x, y."
+    assert text == "There is no environment a b c d. Name one of: x, y."
     for language in LANGUAGES:
         long = messages.render("env_unknown", {"value": "я" * 5000, "known": "z" * 5000}, language)
         assert len(long) <= MAX_LENGTH
