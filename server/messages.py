@@ -35,6 +35,8 @@ _IN_WORDS = {
     "artifact_type_unsupported": ("found",),
     "field_malformed": ("expected", "found"),
     "field_missing": ("expected",),
+    "integrity_done": ("size",),
+    "integrity_running": ("size",),
     "tensor_value": ("expected", "found"),
 }
 _CONTROL = re.compile(rf"[\t{CONTROLS}]+")
@@ -134,12 +136,15 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _worded(value: str, words: Mapping[str, str]) -> str:
-    """Return a value of ours in the reader's language: ``damaged gzip``, ``gzip (text)``."""
+    """Return a value of ours in the reader's language: ``damaged gzip``, ``gzip (text)``, ``3.2 KB``."""
     if value in words:
         return words[value]
     first, blank, rest = value.partition(" ")
     if blank and first in words:
         return f"{words[first]} {rest}"
+    amount, blank, unit = value.rpartition(" ")
+    if blank and unit in words:
+        return f"{amount} {words[unit]}"
     outer, opening, inner = value.partition(" (")
     if opening and inner.endswith(")"):
         return f"{outer} ({_worded(inner[:-1], words)})"

@@ -15,6 +15,7 @@ from server.artifacts.recognise import recognise
 from server.messages import LANGUAGES, LOCALE_DIR, MAX_LENGTH, Messages, preferred_language
 from server.model_server import messages as model_messages
 from server.model_server import protocol, tensors
+from server.pipeline import steps
 from tests.support.model_replica import compiled_messages
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def test_what_a_file_is_is_said_in_the_readers_language(head: bytes, ru: str, en
 
 def test_the_words_are_those_that_files_and_fields_are_told_by() -> None:
     words = {name: texts for _, name, texts in catalogues() if name == "words"}["words"]
-    modules = (recognise_module, protocol, tensors)
+    modules = (recognise_module, protocol, tensors, steps)
     source = "".join(Path(module.__file__).read_text() for module in modules)
     assert [word for word in words if word not in source] == []
     # What a user wrote is no word of ours.
@@ -150,6 +151,21 @@ def test_what_a_field_holds_is_said_in_the_readers_language(
     for language, said in (("ru", ru), ("en", en)):
         assert said in Messages().render(code, params, language)
         assert said in in_a_model.text(code, params, language)
+
+
+def test_units_are_those_of_the_readers_language() -> None:
+    for size, ru in (("3.23 KB", "3.23 КБ"), ("1.5 MB", "1.5 МБ")):
+        params = {"size": size, "digest": "ab"}
+        assert f": {ru}, SHA" in Messages().render("integrity_done", params, "ru")
+        assert f": {size}, SHA" in Messages().render("integrity_done", params, "en")
+        assert f"({ru})" in Messages().render("integrity_running", params, "ru")
+
+
+def test_one_thing_has_one_name_in_russian() -> None:
+    others = re.compile(r"\bслужб|видеокарт", re.IGNORECASE)
+    for language, name, texts in catalogues():
+        if language == "ru":
+            assert [code for code in texts if others.search(texts[code])] == [], name
 
 
 def test_both_processes_know_the_same_words_of_fields() -> None:
