@@ -154,6 +154,7 @@ class Client:
     async def delete(self, run_id: str) -> None:
         """Delete a run."""
         told = self.runs[run_id]
+        is_asked = bool(told.deleted)
         told.deleted = told.deleted or "asked"
         try:
             await self._ask("DELETE", f"/runs/{run_id}")
@@ -161,7 +162,9 @@ class Client:
             if error.code == "disk_full":
                 # The service ends it by itself, once there is room to write it down.
                 told.deleted = "to end"
-            raise
+            # As it may one that the database refused after the bytes were gone.
+            if not (is_asked and error.code == "run_unknown"):
+                raise
         told.deleted = "told"
 
     def restore(self, older: str, newer: str) -> None:
