@@ -38,7 +38,10 @@ _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
-def _on_connect(connection: Any, _record: Any) -> None:
+_READ_ONLY = "persephone_read_only"
+
+
+def _on_connect(connection: Any, record: Any) -> None:
     # The driver must not begin transactions by itself: its deferred BEGIN lets two writers
     # read the same row before either takes the lock, and one increment is lost.
     connection.isolation_level = None
@@ -46,8 +49,22 @@ def _on_connect(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    record.info[_READ_ONLY] = _is_read_only(cursor)
     cursor.execute(f"PRAGMA busy_timeout={round(_BUSY_SECONDS * 1000)}")
     cursor.close()
+
+
+def _is_read_only(cursor: Any) -> bool:
+    """Whether the file could be opened for reading only: SQLite is content with that on a failing disk.
+
+    Such a connection would begin writes, and fail in them for as long as it lives.
+    """
+    cursor.execute("PRAGMA busy_timeout=0")
+    try:
+        cursor.execute("DELETE FROM alembic_version WHERE FALSE")
+    except sqlite3.OperationalError as error:
+        return _can_only_read(error)
+    return False
 
 
 def _can_only_read(error: Exception) -> bool:
@@ -217,7 +234,8 @@ class Database:
             except (OperationalError, sqlite3.OperationalError) as error:
                 if not _can_only_read(error):
                     raise
-                # So SQLite opens its files on a full disk, for all connections until the last is closed.
+                # So SQLite opens its files on a full or failing disk, some of them for all connections
+                # until the last is closed.
                 await held.aclose()
                 await self._engine.dispose()
                 connection, transaction = await self._begin(held)
@@ -229,5 +247,9 @@ class Database:
 
     async def _begin(self, held: AsyncExitStack) -> tuple[AsyncConnection, AsyncTransaction]:
         plain = await held.enter_async_context(self._engine.connect())
+        if (await plain.get_raw_connection()).info.get(_READ_ONLY):
+            refusal = sqlite3.OperationalError("the database could only be opened for reading")
+            refusal.sqlite_errorcode = sqlite3.SQLITE_READONLY
+            raise refusal
         connection = await plain.execution_options(persephone_writes=True)
         return connection, await held.enter_async_context(connection.begin())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert, select, update
 
-from server.errors import ConflictError, NotFoundError
+from server.errors import ConflictError, NotFoundError, UnavailableError
 from server.records import (
     Deployment,
     ObjectiveOverride,
@@ -113,6 +113,31 @@ async def test_who_is_cancelled_in_the_middle_of_a_statement_leaves_no_lock(
                 await connection.exec_driver_sql("SELECT 1")
     finally:
         gc.enable()
+
+
+async def test_a_connection_that_can_only_read_is_not_written_through(
+    database: Database, url: str
+) -> None:
+    only = Database(url.replace("///", "///file:") + "?mode=ro&uri=true")
+    async with only.read() as connection:
+        await connection.execute(select(tables.runs))
+    with pytest.raises(UnavailableError, match="database_unavailable"):
+        async with only.write():
+            pytest.fail("a change was begun that cannot be made")
+    await only.close()
+
+
+async def test_once_the_disk_is_healthy_changes_get_a_connection_that_can_write(
+    database: Database, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Database(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_database, "_is_read_only", lambda _cursor: True)
+        async with opened.read() as connection:
+            await connection.execute(select(tables.runs))
+    async with opened.write() as connection:
+        await connection.execute(update(tables.runs).values(size_bytes=1))
+    await opened.close()
 
 
 async def test_sqlite_is_in_the_safe_mode(database: Database) -> None:
