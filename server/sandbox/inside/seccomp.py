@@ -39,6 +39,8 @@ _UNIX, _STREAM, _KINDS_OF_SOCKETS = 1, 1, 0xF
 _SIGNALS_BY_FILES = (8, 10, 15)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX: the kernel would signal others for us."""
 _FILE_NOTIFICATIONS = 1026
+_LEASES = (1024, 1040)
+"""F_SETLEASE, F_SETDELEG: whoever opens the file, another model or the service, would wait for us."""
 _SOCKET_REQUESTS, _SOCKET_REQUEST_BITS = 0x8900, 0xFFFFFF00
 """The interfaces of the machine, and the owner of a socket's signals."""
 _WAITING = (20, 66)
@@ -62,7 +64,9 @@ def tests_of(pid: int) -> Dict[str, List[Test]]:
         "sendto": [(3, _FAST_OPEN, 0, True)],
         "sendmsg": [(2, _FAST_OPEN, 0, True)],
         "sendmmsg": [(3, _FAST_OPEN, 0, True)],
-        "fcntl": [(1, _ALL, code, False) for code in (*_SIGNALS_BY_FILES, _FILE_NOTIFICATIONS)],
+        "fcntl": [
+            (1, _ALL, code, False) for code in (*_SIGNALS_BY_FILES, _FILE_NOTIFICATIONS, *_LEASES)
+        ],
         "ioctl": [
             (1, _SOCKET_REQUEST_BITS, _SOCKET_REQUESTS, False),
             *((1, _ALL, code, False) for code in _TERMINAL_REQUESTS),
