@@ -88,8 +88,10 @@ def files(given):
     yield "link to the database", lambda: os.link(data + "/persephone.db", given["outside"] + "/l")
     yield "change the database's time", lambda: os.utime(data + "/persephone.db")
     yield "watch the data folder", lambda: watched(data)
-    yield "make others wait for its own model's file", lambda: leased(own)
-    yield "make others wait for the modules that run it", lambda: leased(module_in(given["tree"]))
+    yield (
+        "make others wait for a file",
+        lambda: fcntl.fcntl(os.open(own, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK),
+    )
     yield "make a device node", lambda: os.mknod(given["outside"] + "/node", 0o20666, 259)
     yield "open the machine's memory", lambda: read("/dev/mem")
     yield "take the database's name away", lambda: os.rename(data + "/persephone.db", data + "/x")
@@ -111,22 +113,6 @@ def left_outside(folder):
 def watched(folder):
     watch = checked(libc.inotify_init())
     checked(libc.inotify_add_watch(watch, folder.encode(), 0x100))
-
-
-def leased(path):
-    # A write lease is broken by whoever opens the file, after 45 s; a read one by who writes it.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-
-
-def module_in(tree):
-    for folder, _, names in os.walk(tree):
-        for name in names:
-            return os.path.join(folder, name)
-    raise AssertionError("its tree is empty")
 
 
 # ── other processes
